@@ -1,0 +1,6 @@
+//! memleak: find memory that is never freed.
+
+mod report;
+mod snapshot;
+
+fn main() {}

@@ -1,0 +1,99 @@
+//! A finished report: what is outstanding, ranked, with names. The one shape that every output format reads.
+//! Data only: ranking lives in `analysis`, naming in `symbolize`, formatting in `output`.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::snapshot::{Allocation, Class, Losses, WallTime};
+
+/// An object (executable, shared library, kernel or kernel module) that code belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Module {
+    /// Path as the target sees it, or a pseudo name such as `[vdso]` or `[kernel]`.
+    pub path: PathBuf,
+    /// GNU build id, where the file has one.
+    pub build_id: Option<Vec<u8>>,
+}
+
+impl Module {
+    /// The last component of the path: what the text report prints in brackets.
+    pub fn name(&self) -> String {
+        match self.path.file_name() {
+            Some(name) => name.to_string_lossy().into_owned(),
+            None => self.path.to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// A place in source code.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Location {
+    /// Source file as the debug information names it.
+    pub file: PathBuf,
+    /// Line, counted from 1, where known.
+    pub line: Option<u32>,
+}
+
+/// A function that a frame runs in.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Function {
+    /// Demangled name.
+    pub name: String,
+    /// Source of the call, where debug information gives it.
+    pub location: Option<Location>,
+}
+
+/// One return address of a stack, with what is known about it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Frame {
+    /// The return address, as the target saw it.
+    pub address: u64,
+    /// The object that maps the address, if any does.
+    pub module: Option<Arc<Module>>,
+    /// The address's offset in the module's file in bytes, where the module is a file.
+    pub file_offset: Option<u64>,
+    /// The function that was compiled to hold the address; `None` prints as `[unknown]`.
+    pub function: Option<Function>,
+    /// Bytes from the function's first to the return address.
+    pub function_offset: u64,
+    /// Functions inlined at the call site, innermost first.
+    pub inlined: Vec<Function>,
+}
+
+/// One stack of a report and what it holds.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    /// The process that owns the memory; 0 for the kernel.
+    pub tgid: u32,
+    /// What kind of memory it is.
+    pub class: Class,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+    /// Age of the oldest allocation in ns, where known.
+    pub oldest_ns: Option<u64>,
+    /// The stack, innermost frame first; `None` when it could not be stored.
+    pub frames: Option<Vec<Frame>>,
+    /// The blocks, by address; filled only when they were asked for.
+    pub allocations: Vec<Allocation>,
+}
+
+/// What is outstanding at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// When the figures were taken.
+    pub time: WallTime,
+    /// The entries that were asked for, smallest first, as the text report prints them.
+    pub entries: Vec<Entry>,
+    /// Stacks with outstanding memory, shown or not.
+    pub total_stacks: u64,
+    /// Bytes over all stacks, shown or not.
+    pub total_bytes: u64,
+    /// Allocations over all stacks, shown or not.
+    pub total_count: u64,
+    /// Whether the figures are estimates scaled up from a sample.
+    pub estimated: bool,
+    /// What was lost since the start.
+    pub losses: Losses,
+}
