@@ -1,5 +1,7 @@
 //! memleak: find memory that is never freed.
 
+mod analysis;
+mod recording;
 mod report;
 mod snapshot;
 

@@ -1,0 +1,298 @@
+//! What a recording holds, in memory: how it was made, the stacks once each, and the figures of every snapshot.
+//! Data and look-ups only: the file's format lives in `write` and `read`, other tools' logs in the importers.
+
+use crate::report::{Entry, Frame, Report};
+use crate::snapshot::{Class, Losses, Turnover, WallTime};
+
+/// A run of memleak, or of a tool whose log was imported, as far as its file tells.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Recording {
+    /// Who recorded what, where and how.
+    pub header: Header,
+    /// Every stack that any snapshot names; [`Figure::stack`] is an index into this list.
+    pub stacks: Vec<StackRecord>,
+    /// The snapshots in the order in which they were taken. May be empty: a run can end before its first.
+    pub snapshots: Vec<SnapshotRecord>,
+}
+
+/// The kind of file that a recording was read from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Source {
+    /// Our own recording: nothing is missing.
+    #[default]
+    Recording,
+    /// Our own text output: the top stacks only, times of day without a date.
+    Text,
+    /// The log of BCC's memleak.py: like our text.
+    MemleakPy,
+    /// The log of libbpf-tools' memleak: like our text.
+    LibbpfTools,
+}
+
+impl Source {
+    /// How users know the kind.
+    pub fn name(self) -> &'static str {
+        match self {
+            Source::Recording => "memleak recording",
+            Source::Text => "memleak text output",
+            Source::MemleakPy => "memleak.py log",
+            Source::LibbpfTools => "libbpf-tools memleak log",
+        }
+    }
+
+    /// Whether every outstanding stack is in every snapshot; logs hold only the top ones, so that a stack that is
+    /// missing from one of their reports is unknown there, not empty.
+    pub fn is_complete(self) -> bool {
+        self == Source::Recording
+    }
+}
+
+/// Who recorded what, where and how. Whatever a foreign log does not tell is empty or `None`.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Header {
+    /// The kind of file this was read from.
+    pub source: Source,
+    /// Name and version of the tool that recorded, such as `memleak 0.1.0`.
+    pub tool: String,
+    /// The tool's command line, its own name first.
+    pub command: Vec<String>,
+    /// Where it ran.
+    pub host: Host,
+    /// What it traced.
+    pub target: Target,
+    /// When tracing began.
+    pub started: Option<WallTime>,
+    /// Nanoseconds between two planned reports.
+    pub interval_ns: Option<u64>,
+    /// Bytes of a page on that host.
+    pub page_size: Option<u64>,
+}
+
+/// A machine, as far as a reader of its figures cares.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// The kernel's release, such as `6.1.0-18-amd64`.
+    pub kernel: String,
+    /// The architecture, as `uname -m` says it.
+    pub machine: String,
+}
+
+/// What was traced.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Target {
+    /// Which kind of target.
+    pub kind: TargetKind,
+    /// The process that tracing began with, if it was one.
+    pub pid: Option<u32>,
+    /// That process's command line; empty where it is unknown.
+    pub command: Vec<String>,
+}
+
+/// The kinds of targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TargetKind {
+    /// A log that does not tell.
+    #[default]
+    Unknown,
+    /// A running process.
+    Process,
+    /// A command that the tool started.
+    Command,
+    /// Every process.
+    System,
+    /// The kernel's own memory.
+    Kernel,
+}
+
+impl TargetKind {
+    /// The name used in machine-readable outputs.
+    pub fn name(self) -> &'static str {
+        match self {
+            TargetKind::Unknown => "unknown",
+            TargetKind::Process => "process",
+            TargetKind::Command => "command",
+            TargetKind::System => "system",
+            TargetKind::Kernel => "kernel",
+        }
+    }
+}
+
+/// One holder of memory: a stack, in a process, with a class of memory. Unique within a recording.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct StackRecord {
+    /// The process that owns the memory; 0 for the kernel and where a log does not tell.
+    pub tgid: u32,
+    /// What kind of memory it holds.
+    pub class: Class,
+    /// The stack, innermost frame first; `None` when the tracer could not store it.
+    pub frames: Option<Vec<Frame>>,
+}
+
+/// The figures of one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct SnapshotRecord {
+    /// When they were taken. Logs without a date begin at the Unix epoch's first day: only differences mean something.
+    pub time: WallTime,
+    /// Why they were taken.
+    pub reason: Reason,
+    /// One per stack with outstanding memory, by ascending stack.
+    pub figures: Vec<Figure>,
+    /// Allocations and frees so far, parallel to `figures`; empty where they are not known.
+    pub turnover: Vec<Turnover>,
+    /// Whether the figures are estimates scaled up from a sample.
+    pub estimated: bool,
+    /// What was lost since the start.
+    pub losses: Losses,
+    /// The target's resident memory in bytes, where it has one.
+    pub rss_bytes: Option<u64>,
+    /// Bytes that the target can still take before it meets its limit, and which limit that is.
+    pub headroom: Option<Headroom>,
+}
+
+/// Why a snapshot was taken.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reason {
+    /// The interval had passed.
+    #[default]
+    Interval,
+    /// Somebody asked for it (SIGUSR1).
+    Demand,
+    /// Somebody marked a baseline (SIGUSR2).
+    Mark,
+    /// Tracing ended: the target exited, or the last report was due.
+    Final,
+}
+
+impl Reason {
+    /// The name used in machine-readable outputs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Reason::Interval => "interval",
+            Reason::Demand => "demand",
+            Reason::Mark => "mark",
+            Reason::Final => "final",
+        }
+    }
+}
+
+/// What one stack holds at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Figure {
+    /// Index into [`Recording::stacks`].
+    pub stack: u32,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+    /// Age of the oldest of them in ns, where ages are known.
+    pub oldest_ns: Option<u64>,
+}
+
+/// How much memory is left to the target.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headroom {
+    /// Bytes left.
+    pub bytes: u64,
+    /// What ends there.
+    pub limit: Limit,
+}
+
+/// What a growing target runs into first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// The memory limit of its cgroup, or of one above it.
+    Cgroup,
+    /// The machine's available memory (MemAvailable).
+    Available,
+}
+
+impl Limit {
+    /// The name used in machine-readable outputs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Limit::Cgroup => "cgroup",
+            Limit::Available => "available",
+        }
+    }
+
+    /// The name used in sentences: "time until the … is used up".
+    pub fn describe(self) -> &'static str {
+        match self {
+            Limit::Cgroup => "cgroup's memory limit",
+            Limit::Available => "machine's available memory",
+        }
+    }
+}
+
+impl SnapshotRecord {
+    /// Outstanding bytes over all its stacks.
+    pub fn total_bytes(&self) -> u64 {
+        self.figures
+            .iter()
+            .fold(0, |sum, figure| sum.saturating_add(figure.bytes))
+    }
+
+    /// Outstanding allocations over all its stacks.
+    pub fn total_count(&self) -> u64 {
+        self.figures
+            .iter()
+            .fold(0, |sum, figure| sum.saturating_add(figure.count))
+    }
+}
+
+impl Recording {
+    /// Nanoseconds from the start (or the first snapshot, where the start is unknown) to the last snapshot.
+    pub fn duration_ns(&self) -> u64 {
+        let first = self
+            .header
+            .started
+            .or(self.snapshots.first().map(|snapshot| snapshot.time));
+        let last = self.snapshots.last().map(|snapshot| snapshot.time);
+        match (first, last) {
+            (Some(first), Some(last)) => last
+                .unix_ns
+                .saturating_sub(first.unix_ns)
+                .max(0)
+                .unsigned_abs(),
+            _ => 0,
+        }
+    }
+
+    /// The snapshot at `index` as a report over all its stacks, smallest first; `None` beyond the last.
+    pub fn report(&self, index: usize) -> Option<Report> {
+        let snapshot = self.snapshots.get(index)?;
+        let mut ranked: Vec<(usize, &Figure)> = snapshot.figures.iter().enumerate().collect();
+        ranked.sort_by_key(|(_, figure)| {
+            (figure.bytes, figure.count, std::cmp::Reverse(figure.stack))
+        });
+        let entries = ranked
+            .iter()
+            .filter_map(|&(at, figure)| self.entry(figure, snapshot.turnover.get(at)))
+            .collect();
+        Some(Report {
+            time: snapshot.time,
+            entries,
+            total_stacks: snapshot.figures.len() as u64,
+            total_bytes: snapshot.total_bytes(),
+            total_count: snapshot.total_count(),
+            estimated: snapshot.estimated,
+            losses: snapshot.losses,
+        })
+    }
+
+    fn entry(&self, figure: &Figure, turnover: Option<&Turnover>) -> Option<Entry> {
+        let stack = self.stacks.get(figure.stack as usize)?;
+        Some(Entry {
+            tgid: stack.tgid,
+            class: stack.class,
+            bytes: figure.bytes,
+            count: figure.count,
+            oldest_ns: figure.oldest_ns,
+            turnover: turnover.copied(),
+            frames: stack.frames.clone(),
+            allocations: Vec::new(),
+        })
+    }
+}
