@@ -1,6 +1,23 @@
 //! Which stacks grow, how fast, and when the memory is used up: verdicts over the snapshots' figures.
 //! The statistics live in `trend`; nothing here formats or looks at symbols.
 
+use std::cmp::Ordering;
+
+use super::trend::{self, MannKendall, Point, Slope};
+use crate::recording::model::{Reason, Recording, SnapshotRecord};
+
+/// With fewer points than this, no test can prove a trend: only a rise in every single one counts.
+const ENOUGH_POINTS: usize = 5;
+
+/// Error that the trend tests may make, one-sided.
+const ALPHA: f64 = 0.025;
+
+/// A fall of this part of the whole range, or more, is a tooth and not noise.
+const TOOTH: f64 = 0.4;
+
+/// Stacks whose series are held in memory at a time; bounds the memory for long recordings with many stacks.
+const STACKS_AT_ONCE: usize = 1024;
+
 /// What a stack's outstanding bytes did over the snapshots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
@@ -63,6 +80,33 @@ pub struct Growth {
     pub exhausted_in_s: Option<f64>,
 }
 
+impl Growth {
+    /// Whether this is a stack to warn of.
+    pub fn is_growing(&self) -> bool {
+        self.verdict == Verdict::Growing
+    }
+
+    /// The rate that is proven: the lower end of the interval, 0 where there is none.
+    pub fn proven_bytes_per_s(&self) -> f64 {
+        self.rate.map_or(0.0, |rate| rate.low.max(0.0))
+    }
+
+    /// Most severe first: growing ones before others, then by proven rate, by rate, by bytes.
+    pub fn by_severity(&self, other: &Growth) -> Ordering {
+        let rate = |growth: &Growth| growth.rate.map_or(0.0, |rate| rate.bytes_per_s);
+        other
+            .is_growing()
+            .cmp(&self.is_growing())
+            .then_with(|| {
+                other
+                    .proven_bytes_per_s()
+                    .total_cmp(&self.proven_bytes_per_s())
+            })
+            .then_with(|| rate(other).total_cmp(&rate(self)))
+            .then_with(|| other.last_bytes.cmp(&self.last_bytes))
+    }
+}
+
 /// A verdict and the stack it is about.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct StackGrowth {
@@ -71,3 +115,241 @@ pub struct StackGrowth {
     /// What its series shows.
     pub growth: Growth,
 }
+
+/// Judges every stack of a recording that held anything; the most severe comes first.
+pub fn analyze(recording: &Recording) -> Vec<StackGrowth> {
+    let snapshots = judged_snapshots(recording);
+    let headroom = headroom_bytes(recording);
+    let mut verdicts = Vec::new();
+    for first in (0..recording.stacks.len()).step_by(STACKS_AT_ONCE) {
+        let stacks = first..recording.stacks.len().min(first + STACKS_AT_ONCE);
+        for (stack, points) in stacks.clone().zip(series(snapshots, stacks)) {
+            if !points.is_empty() {
+                verdicts.push(StackGrowth {
+                    stack,
+                    growth: judge(&points, headroom),
+                });
+            }
+        }
+    }
+    verdicts.sort_by(|a, b| a.growth.by_severity(&b.growth).then(a.stack.cmp(&b.stack)));
+    verdicts
+}
+
+/// Judges the outstanding bytes over all stacks together.
+pub fn analyze_total(recording: &Recording) -> Growth {
+    let points: Vec<Point> = judged_snapshots(recording)
+        .iter()
+        .map(|snapshot| Point {
+            at_ns: snapshot.elapsed_ns,
+            bytes: snapshot.total_bytes(),
+        })
+        .collect();
+    judge(&points, headroom_bytes(recording))
+}
+
+/// The snapshots that growth is judged by: all but the one after the target's exit, whose figures obey other rules
+/// (what was young counts, and what the target frees on its way out is gone).
+fn judged_snapshots(recording: &Recording) -> &[SnapshotRecord] {
+    match recording.snapshots.split_last() {
+        Some((last, before)) if last.reason == Reason::Final => before,
+        _ => &recording.snapshots,
+    }
+}
+
+fn headroom_bytes(recording: &Recording) -> Option<u64> {
+    recording
+        .snapshots
+        .iter()
+        .rev()
+        .find_map(|snapshot| snapshot.headroom)
+        .map(|headroom| headroom.bytes)
+}
+
+/// The series of some stacks, each from the first snapshot that names it. Where a complete snapshot leaves a stack
+/// out it held nothing; where an incomplete one does, the series has no point.
+fn series(snapshots: &[SnapshotRecord], stacks: std::ops::Range<usize>) -> Vec<Vec<Point>> {
+    let mut all: Vec<Vec<Point>> = vec![Vec::new(); stacks.len()];
+    for snapshot in snapshots {
+        let at_ns = snapshot.elapsed_ns;
+        let from = snapshot
+            .figures
+            .partition_point(|figure| (figure.stack as usize) < stacks.start);
+        let mut figures = snapshot.figures[from..].iter().peekable();
+        for (stack, points) in stacks.clone().zip(&mut all) {
+            if let Some(figure) = figures.next_if(|figure| figure.stack as usize == stack) {
+                points.push(Point {
+                    at_ns,
+                    bytes: figure.bytes,
+                });
+            } else if snapshot.complete && !points.is_empty() {
+                points.push(Point { at_ns, bytes: 0 });
+            }
+        }
+    }
+    all
+}
+
+/// Judges one series, ordered by time. `headroom` is what the target can still take, in bytes.
+pub fn judge(points: &[Point], headroom: Option<u64>) -> Growth {
+    let thinned = trend::thin(points);
+    let flat = points.windows(2).all(|pair| pair[0].bytes == pair[1].bytes);
+    let test = if flat {
+        flat_test()
+    } else {
+        trend::mann_kendall(&thinned)
+    };
+    let slope = if flat {
+        flat_slope(points)
+    } else {
+        trend::theil_sen(&thinned, test.deviation)
+    };
+    let continuous =
+        points.len() >= 3 && points.windows(2).all(|pair| pair[1].bytes > pair[0].bytes);
+    let verdict = match points.len() {
+        0..3 => Verdict::TooShort,
+        _ if flat => Verdict::Plateau,
+        3..ENOUGH_POINTS if continuous => Verdict::Growing,
+        3..ENOUGH_POINTS => Verdict::TooShort,
+        _ => classify(&thinned, &test, slope),
+    };
+    let rate = slope.map(|slope| Rate {
+        bytes_per_s: slope.median,
+        low: slope.low,
+        high: slope.high,
+    });
+    Growth {
+        verdict,
+        continuous,
+        rate,
+        p_value: test.p_value,
+        points: points.len(),
+        span_ns: span_ns(points),
+        first_bytes: points.first().map_or(0, |point| point.bytes),
+        last_bytes: points.last().map_or(0, |point| point.bytes),
+        exhausted_in_s: exhausted_in_s(verdict, rate, headroom),
+    }
+}
+
+fn span_ns(points: &[Point]) -> u64 {
+    match (points.first(), points.last()) {
+        (Some(first), Some(last)) => last.at_ns.saturating_sub(first.at_ns),
+        _ => 0,
+    }
+}
+
+fn flat_test() -> MannKendall {
+    MannKendall {
+        score: 0,
+        deviation: 0.0,
+        p_value: 1.0,
+    }
+}
+
+fn flat_slope(points: &[Point]) -> Option<Slope> {
+    (points.len() >= 2).then_some(Slope {
+        median: 0.0,
+        low: 0.0,
+        high: 0.0,
+    })
+}
+
+fn exhausted_in_s(verdict: Verdict, rate: Option<Rate>, headroom: Option<u64>) -> Option<f64> {
+    let bytes_per_s = rate?.bytes_per_s;
+    (verdict == Verdict::Growing && bytes_per_s > 0.0).then_some(headroom? as f64 / bytes_per_s)
+}
+
+fn classify(points: &[Point], test: &MannKendall, slope: Option<Slope>) -> Verdict {
+    let Some(slope) = slope else {
+        return Verdict::TooShort;
+    };
+    if test.rises(ALPHA)
+        && slope.median > 0.0
+        && still_rises(points, slope)
+        && outgrows_its_swings(points)
+    {
+        return Verdict::Growing;
+    }
+    if is_sawtooth(points) {
+        return Verdict::Sawtooth;
+    }
+    if test.falls(ALPHA) && slope.median < 0.0 {
+        return Verdict::Shrinking;
+    }
+    Verdict::Plateau
+}
+
+/// Whether the end still rises: a cache that has filled rises over the whole, but no more at its end.
+/// The last two thirds must rise by themselves, which one that filled early does not. The last third must either
+/// show a rise of its own that is not negligible beside the whole's, or be too noisy to rule the whole's slope out.
+fn still_rises(points: &[Point], whole: Slope) -> bool {
+    if points.len() >= 3 * ENOUGH_POINTS && !trend::mann_kendall(&points[points.len() / 3..]).rises(ALPHA) {
+        return false;
+    }
+    let tail = &points[points.len() - (points.len() / 3).max(ENOUGH_POINTS).min(points.len())..];
+    let test = trend::mann_kendall(tail);
+    let Some(slope) = trend::theil_sen(tail, test.deviation) else {
+        return false;
+    };
+    (test.rises(2.0 * ALPHA) && slope.median >= 0.1 * whole.median) || slope.high >= whole.median
+}
+
+/// Whether the rise is more than a phase of swings. Mann–Kendall alone takes a few teeth of a saw for a trend, as
+/// neighbours in a tooth depend on each other: so the last third must lie above the first by a good part of the
+/// range, and the smoothed series must have no big fall.
+fn outgrows_its_swings(points: &[Point]) -> bool {
+    let third = (points.len() / 3).max(1);
+    let gain = median(&points[points.len() - third..]) - median(&points[..third]);
+    let smooth = smoothed(points);
+    let (low, high) = ends(&smooth, 0.0);
+    let (_, falls) = trend::swings(&smooth, tooth(low, high));
+    let (low, high) = ends(points, 0.05);
+    falls == 0 && gain >= 0.25 * (high as f64 - low as f64)
+}
+
+/// Whether the series rises and falls by big parts of its range again and again.
+fn is_sawtooth(points: &[Point]) -> bool {
+    let (low, high) = ends(points, 0.0);
+    let (rises, falls) = trend::swings(points, tooth(low, high));
+    rises + falls >= 3 && (high - low) as f64 >= 0.2 * high as f64
+}
+
+fn tooth(low: u64, high: u64) -> u64 {
+    (((high - low) as f64 * TOOTH) as u64).max(1)
+}
+
+fn median(points: &[Point]) -> f64 {
+    let mut bytes: Vec<u64> = points.iter().map(|point| point.bytes).collect();
+    bytes.sort_unstable();
+    bytes
+        .get(bytes.len() / 2)
+        .map_or(0.0, |&bytes| bytes as f64)
+}
+
+/// The values below and above which a part of the points lies.
+fn ends(points: &[Point], outside: f64) -> (u64, u64) {
+    let mut bytes: Vec<u64> = points.iter().map(|point| point.bytes).collect();
+    bytes.sort_unstable();
+    let skipped = (bytes.len() as f64 * outside) as usize;
+    let at = |index: usize| bytes.get(index).copied().unwrap_or(0);
+    (at(skipped), at(bytes.len().saturating_sub(1 + skipped)))
+}
+
+/// The medians of a dozen runs of neighbours, or the points themselves where there are few.
+fn smoothed(points: &[Point]) -> Vec<Point> {
+    const RUNS: usize = 12;
+    if points.len() < 2 * RUNS {
+        return points.to_vec();
+    }
+    let bound = |run: usize| run * points.len() / RUNS;
+    (0..RUNS)
+        .map(|run| &points[bound(run)..bound(run + 1)])
+        .map(|run| Point {
+            at_ns: run[run.len() / 2].at_ns,
+            bytes: median(run) as u64,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -2,3 +2,4 @@
 //! Pure: no I/O, no clock, no formatting.
 
 pub mod growth;
+pub mod trend;

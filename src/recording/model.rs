@@ -39,12 +39,6 @@ impl Source {
             Source::LibbpfTools => "libbpf-tools memleak log",
         }
     }
-
-    /// Whether every outstanding stack is in every snapshot; logs hold only the top ones, so that a stack that is
-    /// missing from one of their reports is unknown there, not empty.
-    pub fn is_complete(self) -> bool {
-        self == Source::Recording
-    }
 }
 
 /// Who recorded what, where and how. Whatever a foreign log does not tell is empty or `None`.
@@ -133,12 +127,16 @@ pub struct StackRecord {
 /// The figures of one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SnapshotRecord {
-    /// When they were taken. Logs without a date begin at the Unix epoch's first day: only differences mean something.
+    /// When they were taken, by the wall clock. Logs tell no date: their days count from 1970-01-01.
     pub time: WallTime,
+    /// Nanoseconds since tracing began, by a clock that never steps; since the first report, where a log tells no more.
+    pub elapsed_ns: u64,
     /// Why they were taken.
     pub reason: Reason,
     /// One per stack with outstanding memory, by ascending stack.
     pub figures: Vec<Figure>,
+    /// Whether a stack that `figures` leaves out held nothing. Logs list only the top stacks: there it is unknown.
+    pub complete: bool,
     /// Allocations and frees so far, parallel to `figures`; empty where they are not known.
     pub turnover: Vec<Turnover>,
     /// Whether the figures are estimates scaled up from a sample.
@@ -161,7 +159,7 @@ pub enum Reason {
     Demand,
     /// Somebody marked a baseline (SIGUSR2).
     Mark,
-    /// Tracing ended: the target exited, or the last report was due.
+    /// The target exited: nothing counts as young any more, and much may have been freed on the way out.
     Final,
 }
 
@@ -245,19 +243,9 @@ impl SnapshotRecord {
 impl Recording {
     /// Nanoseconds from the start (or the first snapshot, where the start is unknown) to the last snapshot.
     pub fn duration_ns(&self) -> u64 {
-        let first = self
-            .header
-            .started
-            .or(self.snapshots.first().map(|snapshot| snapshot.time));
-        let last = self.snapshots.last().map(|snapshot| snapshot.time);
-        match (first, last) {
-            (Some(first), Some(last)) => last
-                .unix_ns
-                .saturating_sub(first.unix_ns)
-                .max(0)
-                .unsigned_abs(),
-            _ => 0,
-        }
+        self.snapshots
+            .last()
+            .map_or(0, |snapshot| snapshot.elapsed_ns)
     }
 
     /// The snapshot at `index` as a report over all its stacks, smallest first; `None` beyond the last.
