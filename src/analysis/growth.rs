@@ -283,7 +283,9 @@ fn classify(points: &[Point], test: &MannKendall, slope: Option<Slope>) -> Verdi
 /// The last two thirds must rise by themselves, which one that filled early does not. The last third must either
 /// show a rise of its own that is not negligible beside the whole's, or be too noisy to rule the whole's slope out.
 fn still_rises(points: &[Point], whole: Slope) -> bool {
-    if points.len() >= 3 * ENOUGH_POINTS && !trend::mann_kendall(&points[points.len() / 3..]).rises(ALPHA) {
+    if points.len() >= 3 * ENOUGH_POINTS
+        && !trend::mann_kendall(&points[points.len() / 3..]).rises(ALPHA)
+    {
         return false;
     }
     let tail = &points[points.len() - (points.len() / 3).max(ENOUGH_POINTS).min(points.len())..];

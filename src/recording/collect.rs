@@ -1,0 +1,283 @@
+//! Builds a recording from one full report after the other, giving every stack its number.
+//! Reports arrive symbolized and stamped: nothing here reads a clock or a file.
+
+use std::collections::HashMap;
+
+use super::model::{Figure, Header, Headroom, Reason, Recording, SnapshotRecord, StackRecord};
+use crate::report::{Entry, Frame, Report};
+use crate::snapshot::{Class, Turnover};
+
+/// What a report does not tell about its moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Moment {
+    /// Nanoseconds since tracing began, by a clock that never steps.
+    pub elapsed_ns: u64,
+    /// Why the report was made.
+    pub reason: Reason,
+    /// The target's resident memory in bytes.
+    pub rss_bytes: Option<u64>,
+    /// What the target can still take before it meets its limit.
+    pub headroom: Option<Headroom>,
+}
+
+/// A recording in the making.
+#[derive(Debug, Default)]
+pub struct Collector {
+    recording: Recording,
+    numbers: HashMap<Identity, u32>,
+    most_snapshots: Option<usize>,
+}
+
+/// What makes a stack the same in two reports: its addresses. Its names do not, as a later report may know more of
+/// them (a JIT's map is written late); where a log gives no addresses, names must do.
+type Identity = (u32, Class, Option<Vec<(u64, Option<Frame>)>>);
+
+impl Collector {
+    /// An empty recording.
+    pub fn new(header: Header) -> Collector {
+        let recording = Recording {
+            header,
+            ..Recording::default()
+        };
+        Collector {
+            recording,
+            numbers: HashMap::new(),
+            most_snapshots: None,
+        }
+    }
+
+    /// Keeps no more than about `most` snapshots (at least two), by dropping every other one when there are more:
+    /// for runs without end. Stacks are all kept.
+    pub fn with_most_snapshots(mut self, most: usize) -> Collector {
+        self.most_snapshots = Some(most.max(2));
+        self
+    }
+
+    /// Adds the figures of `report`, which must list every stack with outstanding memory.
+    pub fn push(&mut self, report: &Report, moment: Moment) {
+        let figures = self.figures(&report.entries);
+        let turnover = figures
+            .iter()
+            .map(|&(_, turnover)| turnover)
+            .collect::<Option<Vec<Turnover>>>();
+        self.push_snapshot(SnapshotRecord {
+            time: report.time,
+            elapsed_ns: moment.elapsed_ns,
+            reason: moment.reason,
+            figures: figures.into_iter().map(|(figure, _)| figure).collect(),
+            complete: true,
+            turnover: turnover.unwrap_or_default(),
+            estimated: report.estimated,
+            losses: report.losses,
+            rss_bytes: moment.rss_bytes,
+            headroom: moment.headroom,
+        });
+    }
+
+    /// Adds a snapshot whose stacks have their numbers already.
+    pub fn push_snapshot(&mut self, snapshot: SnapshotRecord) {
+        self.recording.snapshots.push(snapshot);
+        if self
+            .most_snapshots
+            .is_some_and(|most| self.recording.snapshots.len() > most)
+        {
+            drop_every_other(&mut self.recording.snapshots);
+        }
+    }
+
+    /// The figures of entries, by ascending number of their stacks; entries of one stack become one figure.
+    pub fn figures(&mut self, entries: &[Entry]) -> Vec<(Figure, Option<Turnover>)> {
+        let mut figures: Vec<(Figure, Option<Turnover>)> = entries
+            .iter()
+            .map(|entry| {
+                let stack = self.number(entry);
+                let Entry {
+                    bytes,
+                    count,
+                    oldest_ns,
+                    turnover,
+                    ..
+                } = *entry;
+                (
+                    Figure {
+                        stack,
+                        bytes,
+                        count,
+                        oldest_ns,
+                    },
+                    turnover,
+                )
+            })
+            .collect();
+        figures.sort_by_key(|(figure, _)| figure.stack);
+        figures.dedup_by(|next, kept| next.0.stack == kept.0.stack && add(kept, next));
+        figures
+    }
+
+    fn number(&mut self, entry: &Entry) -> u32 {
+        let identity = |frame: &Frame| (frame.address, (frame.address == 0).then(|| frame.clone()));
+        let frames = entry
+            .frames
+            .as_ref()
+            .map(|frames| frames.iter().map(identity).collect());
+        *self
+            .numbers
+            .entry((entry.tgid, entry.class, frames))
+            .or_insert_with(|| {
+                let number = self.recording.stacks.len() as u32;
+                let frames = entry.frames.clone();
+                self.recording.stacks.push(StackRecord {
+                    tgid: entry.tgid,
+                    class: entry.class,
+                    frames,
+                });
+                number
+            })
+    }
+
+    /// Drops the snapshots collected so far but keeps the stacks and their numbers: for a run that only writes a file.
+    pub fn forget_snapshots(&mut self) {
+        self.recording.snapshots.clear();
+    }
+
+    /// What has been collected so far.
+    pub fn recording(&self) -> &Recording {
+        &self.recording
+    }
+
+    /// The header, to be completed by what becomes known only later.
+    pub fn header_mut(&mut self) -> &mut Header {
+        &mut self.recording.header
+    }
+
+    /// The finished recording.
+    pub fn finish(self) -> Recording {
+        self.recording
+    }
+}
+
+/// Adds `more` to `sum`; always true, so that it can end a condition.
+fn add(sum: &mut (Figure, Option<Turnover>), more: &(Figure, Option<Turnover>)) -> bool {
+    sum.0.bytes = sum.0.bytes.saturating_add(more.0.bytes);
+    sum.0.count = sum.0.count.saturating_add(more.0.count);
+    sum.0.oldest_ns = sum.0.oldest_ns.max(more.0.oldest_ns);
+    sum.1 = match (sum.1, more.1) {
+        (Some(a), Some(b)) => Some(Turnover {
+            allocated_bytes: a.allocated_bytes.saturating_add(b.allocated_bytes),
+            allocated_count: a.allocated_count.saturating_add(b.allocated_count),
+            freed_bytes: a.freed_bytes.saturating_add(b.freed_bytes),
+            freed_count: a.freed_count.saturating_add(b.freed_count),
+        }),
+        _ => None,
+    };
+    true
+}
+
+/// Drops every second snapshot but never the last, nor one that somebody asked for.
+fn drop_every_other(snapshots: &mut Vec<SnapshotRecord>) {
+    let last = snapshots.len() - 1;
+    let mut at = 0;
+    snapshots.retain(|snapshot| {
+        let keep = at % 2 == 0 || at == last || snapshot.reason != Reason::Interval;
+        at += 1;
+        keep
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(address: u64, bytes: u64) -> Entry {
+        let frames = Some(vec![Frame {
+            address,
+            ..Frame::default()
+        }]);
+        let class = Class::Heap;
+        Entry {
+            tgid: 7,
+            class,
+            bytes,
+            count: 1,
+            oldest_ns: None,
+            turnover: None,
+            frames,
+            allocations: Vec::new(),
+        }
+    }
+
+    fn report(entries: Vec<Entry>) -> Report {
+        Report {
+            entries,
+            ..Report::default()
+        }
+    }
+
+    #[test]
+    fn a_stack_keeps_its_number_and_is_stored_once() {
+        let mut collector = Collector::new(Header::default());
+        collector.push(&report(vec![entry(1, 10), entry(2, 20)]), Moment::default());
+        collector.push(&report(vec![entry(3, 5), entry(2, 30)]), Moment::default());
+        let recording = collector.finish();
+        assert_eq!(recording.stacks.len(), 3);
+        let figures = |at: usize| -> Vec<(u32, u64)> {
+            recording.snapshots[at]
+                .figures
+                .iter()
+                .map(|figure| (figure.stack, figure.bytes))
+                .collect()
+        };
+        assert_eq!(figures(0), [(0, 10), (1, 20)]);
+        assert_eq!(figures(1), [(1, 30), (2, 5)]);
+    }
+
+    #[test]
+    fn two_entries_of_one_stack_become_one_figure() {
+        let mut collector = Collector::new(Header::default());
+        collector.push(
+            &report(vec![entry(1, 10), entry(1, 20), entry(1, 3)]),
+            Moment::default(),
+        );
+        let recording = collector.finish();
+        assert_eq!(
+            recording.snapshots[0].figures,
+            [Figure {
+                stack: 0,
+                bytes: 33,
+                count: 3,
+                oldest_ns: None
+            }]
+        );
+    }
+
+    #[test]
+    fn a_bounded_collector_keeps_the_first_the_last_and_the_asked_for() {
+        let mut collector = Collector::new(Header::default()).with_most_snapshots(8);
+        for at in 0..1000 {
+            let reason = if at == 501 {
+                Reason::Demand
+            } else {
+                Reason::Interval
+            };
+            collector.push(
+                &report(vec![entry(1, at)]),
+                Moment {
+                    elapsed_ns: at,
+                    reason,
+                    ..Moment::default()
+                },
+            );
+        }
+        let kept: Vec<u64> = collector
+            .recording()
+            .snapshots
+            .iter()
+            .map(|snapshot| snapshot.elapsed_ns)
+            .collect();
+        assert!(kept.len() <= 9, "{kept:?}");
+        assert!(
+            kept.contains(&0) && kept.contains(&501) && kept.contains(&999),
+            "{kept:?}"
+        );
+    }
+}
