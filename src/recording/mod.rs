@@ -2,6 +2,11 @@
 //! What the figures mean is judged in `analysis`; how they look is `output`'s.
 
 pub mod collect;
+mod import_bcc;
+mod import_libbpf_tools;
+mod import_text;
+pub mod load;
+mod log;
 pub mod model;
 pub mod read;
 mod wire;
