@@ -251,13 +251,10 @@ impl Recording {
     /// The snapshot at `index` as a report over all its stacks, smallest first; `None` beyond the last.
     pub fn report(&self, index: usize) -> Option<Report> {
         let snapshot = self.snapshots.get(index)?;
-        let mut ranked: Vec<(usize, &Figure)> = snapshot.figures.iter().enumerate().collect();
-        ranked.sort_by_key(|(_, figure)| {
-            (figure.bytes, figure.count, std::cmp::Reverse(figure.stack))
-        });
-        let entries = ranked
-            .iter()
-            .filter_map(|&(at, figure)| self.entry(figure, snapshot.turnover.get(at)))
+        let entries = self
+            .ranked(index)
+            .into_iter()
+            .filter_map(|at| self.entry(&snapshot.figures[at], snapshot.turnover.get(at)))
             .collect();
         Some(Report {
             time: snapshot.time,
@@ -268,6 +265,23 @@ impl Recording {
             estimated: snapshot.estimated,
             losses: snapshot.losses,
         })
+    }
+
+    /// Places of the figures of the snapshot at `index`, in the order of [`Recording::report`]'s entries.
+    pub fn ranked(&self, index: usize) -> Vec<usize> {
+        let figures = self
+            .snapshots
+            .get(index)
+            .map_or(&[][..], |snapshot| &snapshot.figures);
+        let mut places: Vec<usize> = (0..figures.len()).collect();
+        places.sort_by_key(|&at| {
+            (
+                figures[at].bytes,
+                figures[at].count,
+                std::cmp::Reverse(figures[at].stack),
+            )
+        });
+        places
     }
 
     fn entry(&self, figure: &Figure, turnover: Option<&Turnover>) -> Option<Entry> {
