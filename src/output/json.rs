@@ -260,7 +260,10 @@ fn losses_part(losses: Losses) -> LossesPart {
 
 fn suppressed_part(findings: &Findings) -> SuppressedPart<'_> {
     let left_out = &findings.left_out;
-    let pattern = |(pattern, hidden)| PatternPart { pattern, totals: totals(hidden) };
+    let pattern = |(pattern, hidden)| PatternPart {
+        pattern,
+        totals: totals(hidden),
+    };
     SuppressedPart {
         totals: totals(&left_out.suppressed),
         patterns: left_out.by_pattern.iter().map(pattern).collect(),

@@ -12,5 +12,5 @@ pub fn builder() -> LogBuilder {
 
 /// The frame on a line such as "\t\tmain+0x6d \[allocs\]".
 pub fn frame(line: &str, builder: &mut LogBuilder) -> Option<Frame> {
-    (line != "stack information lost").then(|| builder.make_frame(0, log::symbol(line), None))
+    (!log::is_lost_stack(line)).then(|| builder.make_frame(0, log::symbol(line), None))
 }

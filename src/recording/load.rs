@@ -73,7 +73,10 @@ fn first_frame(text: &str) -> Option<&str> {
         .skip_while(|line| log::entry_heading(line).is_none())
         .skip(1);
     lines.find(|line| {
-        line.starts_with([' ', '\t']) && !log::is_block(line) && log::entry_heading(line).is_none()
+        line.starts_with([' ', '\t'])
+            && !log::is_block(line)
+            && !log::is_lost_stack(line)
+            && log::entry_heading(line).is_none()
     })
 }
 

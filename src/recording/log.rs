@@ -12,6 +12,9 @@ use crate::snapshot::{Class, WallTime};
 
 const DAY_S: i64 = 86_400;
 
+/// Modules that are no files: logs put one pair of brackets around them, as around any module.
+const PSEUDO_MODULES: [&str; 6] = ["kernel", "vdso", "vsyscall", "heap", "stack", "anon"];
+
 /// What the number in "Top N stacks" says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Top {
@@ -41,12 +44,24 @@ pub fn report_heading(line: &str) -> Option<(i64, usize)> {
 pub fn entry_heading(line: &str) -> Option<(u64, u64)> {
     let (bytes, rest) = line.trim_start().split_once(" bytes in ")?;
     let (count, _) = rest.split_once(" allocations from stack")?;
-    Some((bytes.parse().ok()?, count.parse().ok()?))
+    // Our own text marks estimates with a tilde.
+    let number = |text: &str| text.strip_prefix('~').unwrap_or(text).parse().ok();
+    Some((number(bytes)?, number(count)?))
+}
+
+/// Whether an entry's heading says that its figures are estimates.
+pub fn is_estimate(line: &str) -> bool {
+    line.trim_start().starts_with('~')
 }
 
 /// A block of an entry, as `-a` prints it: "addr = 948cd0 size = 16".
 pub fn is_block(line: &str) -> bool {
     line.trim_start().starts_with("addr = ")
+}
+
+/// What stands where the frames of a stack would be that could not be had: memleak.py's words, or ours.
+pub fn is_lost_stack(line: &str) -> bool {
+    matches!(line.trim(), "stack information lost" | "[stack not stored]")
 }
 
 /// What the first lines say about the target: "Attaching to pid 5193, Ctrl+C to quit."
@@ -163,6 +178,9 @@ pub struct LogBuilder {
     /// The report being read: its time and its entries.
     open: Option<(i64, Vec<Entry>)>,
     in_entry: bool,
+    /// Functions inlined in the frame that comes next.
+    inlined: Vec<Function>,
+    estimated: bool,
     days: i64,
     first_s: Option<i64>,
     last_s: i64,
@@ -182,6 +200,8 @@ impl LogBuilder {
             asked: Vec::new(),
             open: None,
             in_entry: false,
+            inlined: Vec::new(),
+            estimated: false,
             days: 0,
             first_s: None,
             last_s: 0,
@@ -195,6 +215,7 @@ impl LogBuilder {
             self.asked.push(top);
             self.open = Some((self.unix_s(second), Vec::new()));
         } else if let Some((bytes, count)) = entry_heading(line) {
+            self.estimated |= is_estimate(line);
             self.entry(bytes, count);
         } else if let Some(target) = target(line) {
             self.collector.header_mut().target = target;
@@ -216,7 +237,7 @@ impl LogBuilder {
         };
         match frame {
             Some(frame) => entry.frames.get_or_insert_default().push(frame),
-            None if line.trim() == "stack information lost" => entry.frames = None,
+            None if is_lost_stack(line) => entry.frames = None,
             None => {}
         }
     }
@@ -238,6 +259,15 @@ impl LogBuilder {
             allocations,
         });
         self.in_entry = true;
+        self.inlined.clear();
+    }
+
+    /// Takes a function that is inlined in the frame on a later line.
+    pub fn push_inlined(&mut self, name: &str, location: Option<Location>) {
+        self.inlined.push(Function {
+            name: name.to_owned(),
+            location,
+        });
     }
 
     /// The frame that `symbol` at `address` (0 where the log gives none) stands for.
@@ -252,14 +282,21 @@ impl LogBuilder {
             module: symbol.module.map(|name| self.module(name)),
             function: symbol.name.map(|name| Function { name, location }),
             function_offset: symbol.offset,
-            ..Frame::default()
+            inlined: std::mem::take(&mut self.inlined),
+            file_offset: None,
         }
     }
 
     fn module(&mut self, name: String) -> Arc<Module> {
         let make = |name: &String| {
+            let pseudo = PSEUDO_MODULES.contains(&name.as_str());
+            let path = if pseudo {
+                format!("[{name}]")
+            } else {
+                name.clone()
+            };
             Arc::new(Module {
-                path: PathBuf::from(name),
+                path: PathBuf::from(path),
                 build_id: None,
             })
         };
@@ -304,6 +341,7 @@ impl LogBuilder {
             },
             elapsed_ns: (unix_s - first_s).unsigned_abs() * 1_000_000_000,
             figures,
+            estimated: self.estimated,
             ..SnapshotRecord::default()
         });
     }

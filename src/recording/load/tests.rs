@@ -133,6 +133,38 @@ fn frames_with_addresses_and_source_locations_are_read() {
 }
 
 #[test]
+fn our_inlined_frames_estimates_and_lost_stacks_are_read() {
+    let text = "[00:00:01] Top 10 stacks with outstanding allocations:\n\
+                \t~8 bytes in ~1 allocations from stack\n\
+                \t\t[stack not stored]\n\
+                \t~80 bytes in ~5 allocations from stack\n\
+                \t\t0x0000000000000011\tleak<int> [inlined] src/a.c:5\n\
+                \t\t0x0000000000000011\tmain+0x6d [allocs] src/a.c\n\
+                \t\t0x0000000000000012\t[unknown] [vdso]\n\
+                Growing stacks, by proven rate:\n\
+                \t+1 B/s over 3 s, 80 B in 5 blocks: main [allocs]\n";
+    let loaded = load(text);
+    assert!(loaded.recording.snapshots[0].estimated);
+    let frames = |at: usize| loaded.recording.stacks[at].frames.as_deref();
+    assert_eq!(frames(0), None);
+    let frames = frames(1).unwrap();
+    assert_eq!(frames.len(), 2);
+    let place = |function: &crate::report::Function| {
+        let location = function.location.clone().unwrap();
+        (function.name.clone(), location.file, location.line)
+    };
+    assert_eq!(
+        place(&frames[0].inlined[0]),
+        ("leak<int>".into(), "src/a.c".into(), Some(5))
+    );
+    assert_eq!(
+        place(frames[0].function.as_ref().unwrap()),
+        ("main".into(), "src/a.c".into(), None)
+    );
+    assert_eq!(frames[1].module.as_ref().unwrap().name(), "[vdso]");
+}
+
+#[test]
 fn every_form_of_libbpf_tools_is_read() {
     let text = "Attaching to pid 77, Ctrl+C to quit.\n\
                 [7:5:3] Top 2 stacks with outstanding allocations:\n\
