@@ -2,5 +2,6 @@
 
 mod report;
 mod snapshot;
+mod skel { #![allow(warnings)] include!(concat!(env!("OUT_DIR"), "/memleak.skel.rs")); }
 
 fn main() {}
