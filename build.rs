@@ -25,6 +25,8 @@ fn main() -> Result<()> {
         .clang_args([define, &include, "-Wall", "-Werror"].map(OsString::from))
         .build_and_generate(PathBuf::from(out_dir).join("memleak.skel.rs"))
         .with_context(|| {
-            format!("failed to compile {SOURCE} (are clang, libelf-dev and linux-libc-dev installed?)")
+            format!(
+                "failed to compile {SOURCE} (are clang, libelf-dev and linux-libc-dev installed?)"
+            )
         })
 }

@@ -36,7 +36,13 @@ pub struct Arguments {
     pub program: Vec<OsString>,
 
     /// Trace this running process
-    #[arg(short, long, value_name = "PID", help_heading = "Target", conflicts_with = "command")]
+    #[arg(
+        short,
+        long,
+        value_name = "PID",
+        help_heading = "Target",
+        conflicts_with = "command"
+    )]
     pub pid: Option<u32>,
 
     /// Run this command, split into words as a shell would, and trace it
@@ -63,11 +69,23 @@ pub struct Arguments {
     pub percpu: bool,
 
     /// Show at most this many stacks
-    #[arg(short = 'T', long, value_name = "N", default_value_t = 10, help_heading = "Report")]
+    #[arg(
+        short = 'T',
+        long,
+        value_name = "N",
+        default_value_t = 10,
+        help_heading = "Report"
+    )]
     pub top: u64,
 
     /// Leave out allocations younger than this many milliseconds, while the target lives
-    #[arg(short, long, value_name = "MS", default_value_t = 500, help_heading = "Report")]
+    #[arg(
+        short,
+        long,
+        value_name = "MS",
+        default_value_t = 500,
+        help_heading = "Report"
+    )]
     pub older: u64,
 
     /// What ranks the stacks
@@ -108,11 +126,21 @@ pub struct Arguments {
     pub sample_rate: u32,
 
     /// Only allocations of at least this many bytes
-    #[arg(short = 'z', long, value_name = "BYTES", help_heading = "What is recorded")]
+    #[arg(
+        short = 'z',
+        long,
+        value_name = "BYTES",
+        help_heading = "What is recorded"
+    )]
     pub min_size: Option<u64>,
 
     /// Only allocations of at most this many bytes
-    #[arg(short = 'Z', long, value_name = "BYTES", help_heading = "What is recorded")]
+    #[arg(
+        short = 'Z',
+        long,
+        value_name = "BYTES",
+        help_heading = "What is recorded"
+    )]
     pub max_size: Option<u64>,
 
     /// Leave out anonymous mappings that the program makes itself
@@ -142,12 +170,7 @@ pub struct Arguments {
     pub stack_storage_size: u32,
 
     /// Frames to keep of each stack, 1 to 127
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 127,
-        help_heading = "Limits"
-    )]
+    #[arg(long, value_name = "N", default_value_t = 127, help_heading = "Limits")]
     pub perf_max_stack_depth: u32,
 
     /// Say on stderr what is probed and how

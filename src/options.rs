@@ -230,7 +230,10 @@ mod tests {
             (vec!["-p", "1", "-s", "0"], "--sample-rate"),
             (vec!["-p", "1", "-T", "0"], "--top"),
             (vec!["-p", "1", "--max-allocs", "0"], "--max-allocs"),
-            (vec!["-p", "1", "--perf-max-stack-depth", "128"], "--perf-max-stack-depth"),
+            (
+                vec!["-p", "1", "--perf-max-stack-depth", "128"],
+                "--perf-max-stack-depth",
+            ),
             (vec!["-p", "1", "-C", "--tid", "1"], "--combined-only"),
             (vec!["-c", "a 'b"], "--command"),
             (vec!["-c", " "], "--command"),

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
 /*
- * From an allocator call's entry and return to what it did: arguments are read as the probe's cookie
- * says, filters and the sampler decide, and only calls that succeeded and are outermost are counted.
+ * From an allocator call's entry and return to what it did: arguments are read as the
+ * table of functions says, filters and the sampler decide, and only calls that succeeded and are outermost
+ * are counted.
  */
 #ifndef CALLS_BPF_H
 #define CALLS_BPF_H
@@ -22,32 +23,23 @@
 /* mmap and mremap return small negative errors as addresses */
 #define IS_ERROR(address) ((address) >= (__u64)-4095)
 
-static __always_inline enum op cookie_op(__u64 cookie)
+static __always_inline bool is_range_op(__u32 op)
 {
-	return cookie & 0xff;
-}
-
-static __always_inline __u32 cookie_function(__u64 cookie)
-{
-	return (cookie >> COOKIE_FUNCTION_SHIFT) & 0xff;
-}
-
-static __always_inline __u64 cookie_argument(struct pt_regs *ctx, __u64 cookie, __u32 shift)
-{
-	return regs_argument(ctx, (cookie >> shift) & 0xf);
+	return op == OP_MMAP || op == OP_MUNMAP || op == OP_MREMAP;
 }
 
 /* The size in bytes that a call asks for; one that overflows, and so will fail, is the largest there is. */
-static __always_inline __u64 requested_size(struct pt_regs *ctx, __u64 cookie)
+static __always_inline __u64 requested_size(struct arguments arguments,
+					    const volatile struct function *function)
 {
 	__u64 size, count, largest = ~0ULL;
 
-	if (!((cookie >> COOKIE_SIZE_SHIFT) & 0xf))
-		return cookie >> COOKIE_CONSTANT_SHIFT;
-	size = cookie_argument(ctx, cookie, COOKIE_SIZE_SHIFT);
-	if (!((cookie >> COOKIE_COUNT_SHIFT) & 0xf))
+	if (!function->size)
+		return function->constant_size;
+	size = argument(arguments, function->size);
+	if (!function->count)
 		return size;
-	count = cookie_argument(ctx, cookie, COOKIE_COUNT_SHIFT);
+	count = argument(arguments, function->count);
 	/* else clang sees a 128-bit multiplication here, which BPF does not have */
 	barrier_var(largest);
 	if (count && size > largest / count)
@@ -65,10 +57,9 @@ static __always_inline bool sampler_picks(void)
 	return !sample_below || bpf_get_prandom_u32() < sample_below;
 }
 
-static __always_inline int begin_call(struct call *call, __u64 sp, __u64 cookie, bool recorded)
+static __always_inline int begin_call(struct call *call, __u64 sp, bool recorded)
 {
 	call->sp = sp;
-	call->cookie = cookie;
 	call->unrecorded = !recorded;
 	call->trapped = true;
 	return TRAP_RETURN;
@@ -78,14 +69,15 @@ static __always_inline int begin_call(struct call *call, __u64 sp, __u64 cookie,
  * A call that is left out still has to be known while it lasts, or the mmap with which it gets its memory
  * would be taken for the program's own.
  */
-static __always_inline int leave_out(struct call *call, __u64 sp, __u64 cookie)
+static __always_inline int leave_out(struct pt_regs *ctx, struct call *call, __u64 sp)
 {
 	if (trace_calls || !return_trap_is_optional)
-		return begin_call(call, sp, cookie, false);
+		return begin_call(call, sp, false);
 #if RETURN_ADDRESS_ON_STACK
 	if (track_mappings) {
-		begin_call(call, sp, cookie, false);
+		begin_call(call, sp, false);
 		call->trapped = false;
+		call->entry_pc = regs_pc(ctx);
 		call->return_address = read_user_word(sp);
 	}
 #endif
@@ -121,17 +113,16 @@ static __always_inline void put_old_block_back(struct call *call)
 /* The arguments of mmap, munmap and mremap, in the order of `call->arguments`. */
 enum { ARG_ADDRESS, ARG_LENGTH, ARG_NEW_LENGTH, ARG_FLAGS, ARG_ANONYMOUS };
 
-static __always_inline int enter_range_call(struct pt_regs *ctx, struct call *call, __u64 sp, __u64 cookie)
+static __always_inline int enter_range_call(struct pt_regs *ctx, struct arguments arguments,
+					    struct call *call, __u64 sp)
 {
-	enum op op = cookie_op(cookie);
-
 	if (!track_mappings && !trace_calls)
 		return SKIP_RETURN;
-	call->arguments[ARG_ADDRESS] = regs_argument(ctx, 1);
-	call->arguments[ARG_LENGTH] = regs_argument(ctx, 2);
-	call->arguments[ARG_NEW_LENGTH] = regs_argument(ctx, 3);
-	call->arguments[ARG_FLAGS] = regs_argument(ctx, 4);
-	if (op == OP_MMAP) {
+	call->arguments[ARG_ADDRESS] = arguments.first;
+	call->arguments[ARG_LENGTH] = arguments.second;
+	call->arguments[ARG_NEW_LENGTH] = arguments.third;
+	call->arguments[ARG_FLAGS] = arguments.fourth;
+	if (call->op == OP_MMAP) {
 		__u64 flags = call->arguments[ARG_FLAGS];
 		bool anonymous = flags & MAP_ANONYMOUS;
 		bool wanted = anonymous && size_is_wanted(call->arguments[ARG_LENGTH]);
@@ -139,27 +130,32 @@ static __always_inline int enter_range_call(struct pt_regs *ctx, struct call *ca
 		call->arguments[ARG_ANONYMOUS] = wanted;
 		/* what is not counted matters only where it replaces what is */
 		if (!wanted && !(flags & MAP_FIXED))
-			return leave_out(call, sp, cookie);
+			return leave_out(ctx, call, sp);
 	}
-	call->size = op == OP_MREMAP ? call->arguments[ARG_NEW_LENGTH] : call->arguments[ARG_LENGTH];
+	call->size = call->op == OP_MREMAP ? call->arguments[ARG_NEW_LENGTH] : call->arguments[ARG_LENGTH];
 	call->entry_ns = bpf_ktime_get_ns();
-	return begin_call(call, sp, cookie, true);
+	return begin_call(call, sp, true);
 }
 
 /* At the entry of a probed function; answers whether to trap its return. */
-static __always_inline int enter_call(struct pt_regs *ctx, __u64 cookie)
+static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 {
+	struct arguments arguments = regs_arguments(ctx);
+	const volatile struct function *function;
 	__u64 sp = regs_sp(ctx);
 	struct thread *thread;
 	struct call *call;
 	__u64 block;
 	bool wanted;
 
+	if (row >= MAX_FUNCTIONS)
+		return SKIP_RETURN;
+	function = &functions[row];
 	thread = current_thread(true);
 	if (!thread)
 		return SKIP_RETURN;
 	call = &thread->call;
-	if (call_is_live(call, sp))
+	if (call_is_live(call, sp, is_range_op(function->op)))
 		return SKIP_RETURN;
 	if (call->sp) {
 		/* the thread left that call without returning from it */
@@ -167,9 +163,13 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 cookie)
 		call->sp = 0;
 	}
 	call->has_old = false;
+	call->row = row;
+	call->op = function->op;
 
-	block = cookie_argument(ctx, cookie, COOKIE_BLOCK_SHIFT);
-	switch (cookie_op(cookie)) {
+	if (is_range_op(call->op))
+		return enter_range_call(ctx, arguments, call, sp);
+	block = argument(arguments, function->block);
+	switch (call->op) {
 	case OP_FREE: {
 		struct block_key key = {.address = block, .tgid = bpf_get_current_pid_tgid() >> 32};
 		struct block freed = {};
@@ -177,25 +177,21 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 cookie)
 		if (block)
 			release_block(&key, &freed);
 		if (trace_calls)
-			send_call(cookie_function(cookie), freed.size, block, 0, 0);
+			send_call(row, freed.size, block, 0, 0);
 		return SKIP_RETURN;
 	}
-	case OP_MMAP:
-	case OP_MUNMAP:
-	case OP_MREMAP:
-		return enter_range_call(ctx, call, sp, cookie);
 	case OP_REALLOCATE:
 		take_old_block(call, block);
 		break;
 	default:
-		call->arguments[0] = cookie_argument(ctx, cookie, COOKIE_OUT_SHIFT);
+		call->arguments[0] = argument(arguments, function->out);
 	}
 
-	call->size = requested_size(ctx, cookie);
+	call->size = requested_size(arguments, function);
 	wanted = size_is_wanted(call->size) && sampler_picks();
 	if (!wanted && !call->has_old)
-		return leave_out(call, sp, cookie);
-	return begin_call(call, sp, cookie, wanted);
+		return leave_out(ctx, call, sp);
+	return begin_call(call, sp, wanted);
 }
 
 static __always_inline void record_new_block(struct pt_regs *ctx, struct thread *thread, __u64 address)
@@ -205,7 +201,7 @@ static __always_inline void record_new_block(struct pt_regs *ctx, struct thread 
 	struct block block = {
 		.size = thread->call.size,
 		.tid = (__u32)pid_tgid,
-		.function = cookie_function(thread->call.cookie),
+		.function = thread->call.row,
 	};
 
 	block.stack = store_stack(&thread->stack, capture_user_stack(ctx, &thread->stack));
@@ -218,10 +214,10 @@ static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread 
 	struct call *call = &thread->call;
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct range_event range = {
-		.op = cookie_op(call->cookie),
+		.op = call->op,
 		.tgid = pid_tgid >> 32,
 		.tid = (__u32)pid_tgid,
-		.function = cookie_function(call->cookie),
+		.function = call->row,
 		.entry_ns = call->entry_ns,
 		.flags = call->arguments[ARG_FLAGS],
 	};
@@ -257,7 +253,7 @@ static __always_inline __u64 call_result(struct pt_regs *ctx, const struct call 
 {
 	__u64 result = regs_result(ctx);
 
-	if (!((call->cookie >> COOKIE_OUT_SHIFT) & 0xf))
+	if (call->row >= MAX_FUNCTIONS || !functions[call->row].out)
 		return result;
 	*error = (__s32)result;
 	if (*error)
@@ -280,13 +276,12 @@ static __always_inline void leave_call(struct pt_regs *ctx)
 		return;
 	call = &thread->call;
 	call->sp = 0;
-	op = cookie_op(call->cookie);
+	op = call->op;
 	result = call_result(ctx, call, &error);
 
 	if (trace_calls)
-		send_call(cookie_function(call->cookie), call->size, result,
-			  op == OP_ALLOCATE ? 0 : call->arguments[0], error);
-	if (op == OP_MMAP || op == OP_MUNMAP || op == OP_MREMAP) {
+		send_call(call->row, call->size, result, op == OP_ALLOCATE ? 0 : call->arguments[0], error);
+	if (is_range_op(op)) {
 		if (track_mappings && !call->unrecorded)
 			leave_range_call(ctx, thread, result);
 		return;

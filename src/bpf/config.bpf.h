@@ -9,6 +9,9 @@
 #include "core_types.bpf.h"
 #include "memleak.h"
 
+/* What the probes' cookies stand for. Written by the tracer before a probe that needs it is attached. */
+volatile struct function functions[MAX_FUNCTIONS] = {};
+
 /* Only blocks of these sizes in bytes are recorded, both limits included. */
 const volatile __u64 min_size = 0;
 const volatile __u64 max_size = ~0ULL;

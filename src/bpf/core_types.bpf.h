@@ -14,6 +14,11 @@
 
 #define EEXIST 17
 
+/* The arguments of a call that are passed in registers. */
+struct arguments {
+	__u64 first, second, third, fourth, fifth, sixth;
+};
+
 #if defined(__TARGET_ARCH_x86)
 /* The registers that a user probe is given: a fixed layout of the architecture, not relocated. */
 struct pt_regs {
@@ -21,24 +26,9 @@ struct pt_regs {
 	__u64 rip, cs, eflags, rsp, ss;
 };
 
-static __always_inline __u64 regs_argument(const struct pt_regs *regs, __u32 number)
+static __always_inline struct arguments regs_arguments(const struct pt_regs *regs)
 {
-	switch (number) {
-	case 1:
-		return regs->rdi;
-	case 2:
-		return regs->rsi;
-	case 3:
-		return regs->rdx;
-	case 4:
-		return regs->rcx;
-	case 5:
-		return regs->r8;
-	case 6:
-		return regs->r9;
-	default:
-		return 0;
-	}
+	return (struct arguments){regs->rdi, regs->rsi, regs->rdx, regs->rcx, regs->r8, regs->r9};
 }
 
 #define regs_result(regs) ((regs)->rax)
@@ -55,24 +45,10 @@ struct pt_regs {
 	__u64 sp, pc, pstate;
 };
 
-static __always_inline __u64 regs_argument(const struct pt_regs *regs, __u32 number)
+static __always_inline struct arguments regs_arguments(const struct pt_regs *regs)
 {
-	switch (number) {
-	case 1:
-		return regs->regs[0];
-	case 2:
-		return regs->regs[1];
-	case 3:
-		return regs->regs[2];
-	case 4:
-		return regs->regs[3];
-	case 5:
-		return regs->regs[4];
-	case 6:
-		return regs->regs[5];
-	default:
-		return 0;
-	}
+	return (struct arguments){regs->regs[0], regs->regs[1], regs->regs[2],
+				  regs->regs[3], regs->regs[4], regs->regs[5]};
 }
 
 #define regs_result(regs) ((regs)->regs[0])
@@ -84,6 +60,29 @@ static __always_inline __u64 regs_argument(const struct pt_regs *regs, __u32 num
 #else
 #error "memleak knows the registers of x86-64 and aarch64"
 #endif
+
+/*
+ * Argument by number, from 1; 0 for a number that is none. The loads come first, each on its own: clang
+ * would merge them into one from a computed address, which the verifier refuses of a context.
+ */
+static __always_inline __u64 argument(struct arguments arguments, __u32 number)
+{
+	__u64 value = 0;
+
+	barrier_var(arguments.first);
+	barrier_var(arguments.second);
+	barrier_var(arguments.third);
+	barrier_var(arguments.fourth);
+	barrier_var(arguments.fifth);
+	barrier_var(arguments.sixth);
+	value = number == 1 ? arguments.first : value;
+	value = number == 2 ? arguments.second : value;
+	value = number == 3 ? arguments.third : value;
+	value = number == 4 ? arguments.fourth : value;
+	value = number == 5 ? arguments.fifth : value;
+	value = number == 6 ? arguments.sixth : value;
+	return value;
+}
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 

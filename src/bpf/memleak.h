@@ -22,22 +22,22 @@ enum op {
 	OP_MREMAP = 6,
 };
 
+/* Functions that can be probed at a time, over all objects. */
+#define MAX_FUNCTIONS 64
+
 /*
- * A probe's cookie describes its function, so that one program serves all of them:
- *   bits  0- 7  enum op
- *   bits  8-15  row in the tracer's table of functions
- *   bits 16-19  argument that holds the size in bytes (1 to 6; 0: the constant in bits 32-63)
- *   bits 20-23  argument that multiplies the size (0: none)
- *   bits 24-27  argument that holds the block to free or to resize (0: none)
- *   bits 28-31  argument that points to where the result is stored (0: the result is returned)
- *   bits 32-63  constant size in bytes
+ * How a probed function is called, so that one program serves all of them: a probe's cookie is the row of
+ * its function in `functions`. Arguments count from 1; 0 means that there is none.
  */
-#define COOKIE_FUNCTION_SHIFT 8
-#define COOKIE_SIZE_SHIFT 16
-#define COOKIE_COUNT_SHIFT 20
-#define COOKIE_BLOCK_SHIFT 24
-#define COOKIE_OUT_SHIFT 28
-#define COOKIE_CONSTANT_SHIFT 32
+struct function {
+	enum op op;
+	__u8 size;    /* argument that holds the size in bytes; none: `constant_size` */
+	__u8 count;   /* argument that multiplies the size */
+	__u8 block;   /* argument that holds the block to free or to resize */
+	__u8 out;     /* argument that points to where the result is stored; none: it is returned */
+	__u32 length; /* of its code in bytes */
+	__u64 constant_size;
+};
 
 /* Key of `allocs`. An address means something within one process only. */
 struct block_key {
@@ -52,7 +52,7 @@ struct block {
 	__u64 time_ns; /* CLOCK_MONOTONIC, when the allocator returned */
 	__u64 stack;
 	__u32 tid;
-	__u32 function; /* row in the tracer's table of functions */
+	__u32 function; /* row in `functions` */
 };
 
 /* Value of `stack_traces`, whose key is the stack's hash. */

@@ -10,13 +10,15 @@
 
 /* The outermost tracked call of a thread, from its entry to its return. */
 struct call {
-	__u64 sp;	      /* stack pointer at entry; 0: the thread is in no tracked call */
+	__u64 sp; /* stack pointer at entry; 0: the thread is in no tracked call */
+	__u64 entry_pc;
 	__u64 return_address; /* known only where the return is not trapped */
-	__u64 cookie;
 	__u64 entry_ns;
 	__u64 size;
 	__u64 arguments[5]; /* as the operation needs them */
-	struct block old;   /* what realloc was given, taken out of `allocs` for the time being */
+	__u32 row;	    /* in `functions` */
+	__u32 op;
+	struct block old; /* what realloc was given, taken out of `allocs` for the time being */
 	bool has_old;
 	bool unrecorded; /* left out by a filter or the sampler, though calls within it are nested all the
 			    same */
@@ -71,23 +73,43 @@ static __always_inline __u64 return_trampoline(void)
 }
 #endif
 
+#if RETURN_ADDRESS_ON_STACK
+/* How far from an allocator's function the code lies that maps memory on its behalf, in bytes. */
+#define ALLOCATOR_REACH (1 << 20)
+
+/*
+ * A call that is left out is not seen to return, and what its frame held can stay on the stack long after.
+ * So the new call must also come from the function itself, or, where it maps memory, from code nearby.
+ */
+static __always_inline bool is_called_by(const struct call *call, __u64 sp, bool maps_memory)
+{
+	__u64 distance = read_user_word(sp) - call->entry_pc;
+
+	if (sp == call->sp)
+		return true;
+	if (maps_memory)
+		return distance + ALLOCATOR_REACH < 2 * ALLOCATOR_REACH;
+	return call->row < MAX_FUNCTIONS && distance < functions[call->row].length;
+}
+#endif
+
 /*
  * Whether the recorded call is still under way when another probe is hit with stack pointer `sp`.
- * A thread can leave a call without returning (longjmp, an exception), and a call that is left out is not
- * trapped when it returns. So the record is stale once the stack pointer is above the call's frame, or
- * once the slot of its return address holds something else. An equal stack pointer is a tail call, for
- * which the slot still decides.
+ * A thread can leave a call without returning (longjmp, an exception), so the record is stale once the
+ * stack pointer is above the call's frame, or once the slot of its return address holds something else.
+ * An equal stack pointer is a tail call, for which the slot decides.
  */
-static __always_inline bool call_is_live(const struct call *call, __u64 sp)
+static __always_inline bool call_is_live(const struct call *call, __u64 sp, bool maps_memory)
 {
 	if (!call->sp || sp > call->sp)
 		return false;
 #if RETURN_ADDRESS_ON_STACK
-	{
-		__u64 expected = call->trapped ? return_trampoline() : call->return_address;
+	if (call->trapped) {
+		__u64 trampoline = return_trampoline();
 
-		return !expected || read_user_word(call->sp) == expected;
+		return !trampoline || read_user_word(call->sp) == trampoline;
 	}
+	return read_user_word(call->sp) == call->return_address && is_called_by(call, sp, maps_memory);
 #else
 	return sp < call->sp;
 #endif
