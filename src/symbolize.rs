@@ -12,18 +12,14 @@ use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::Stack;
 use crate::target::{Mappings, ObjectFile};
 
-/// Identity of an object file: objects live as long as the mappings do.
-type ObjectKey = *const ObjectFile;
-
 /// Resolves addresses, and remembers.
 pub struct Symbolizer {
     resolver: Resolver,
-    modules: HashMap<ObjectKey, KnownModule>,
+    /// By the objects' numbers.
+    modules: HashMap<usize, KnownModule>,
 }
 
 struct KnownModule {
-    // keeps the key valid
-    object: Arc<ObjectFile>,
     module: Arc<Module>,
     path: Option<PathBuf>,
     places: HashMap<u64, Place>,
@@ -48,6 +44,7 @@ impl Symbolizer {
             .build();
         Self {
             resolver,
+            /// By the objects' numbers.
             modules: HashMap::new(),
         }
     }
@@ -71,7 +68,7 @@ impl Symbolizer {
         };
         let known = self
             .modules
-            .entry(Arc::as_ptr(&mapping.object))
+            .entry(mapping.object.id)
             .or_insert_with(|| KnownModule::new(&mapping.object));
         let offset = mapping.file_offset(call);
         let resolver = &self.resolver;
@@ -91,13 +88,12 @@ impl Symbolizer {
 }
 
 impl KnownModule {
-    fn new(object: &Arc<ObjectFile>) -> Self {
+    fn new(object: &ObjectFile) -> Self {
         let module = Module {
             path: object.path.clone(),
             build_id: None,
         };
         Self {
-            object: Arc::clone(object),
             module: Arc::new(module),
             path: object.openable_path(),
             places: HashMap::new(),

@@ -154,7 +154,7 @@ mod tests {
             top: 10,
             entries: vec![entry(16, 1, None), entry(80, 5, Some(frames))],
             allocations: vec![Allocation {
-                address: 0x948c_d0,
+                address: 0x0094_8cd0,
                 size: 16,
                 tid: 77,
                 age_ns: 1_234_567_890,

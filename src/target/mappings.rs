@@ -15,6 +15,8 @@ use anyhow::{Context as _, Result};
 /// A file that holds code, kept open so that its name may go.
 #[derive(Debug)]
 pub struct ObjectFile {
+    /// Number that no other object of this run has.
+    pub id: usize,
     /// The path as the process that maps it sees it, or a label such as `[vdso]`.
     pub path: PathBuf,
     device: u64,
@@ -151,11 +153,12 @@ impl Mappings {
     }
 
     fn object(&mut self, pid: u32, record: &MappingRecord) -> Arc<ObjectFile> {
+        let id = self.objects.len();
         let key = (record.device, record.inode, record.path.clone());
         let object = self
             .objects
             .entry(key)
-            .or_insert_with(|| Arc::new(open_object(pid, record)));
+            .or_insert_with(|| Arc::new(open_object(id, pid, record)));
         Arc::clone(object)
     }
 }
@@ -165,8 +168,9 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
 }
 
 /// Opens the mapped file, under whichever name leads to the very same one.
-fn open_object(pid: u32, record: &MappingRecord) -> ObjectFile {
+fn open_object(id: usize, pid: u32, record: &MappingRecord) -> ObjectFile {
     let mut object = ObjectFile {
+        id,
         path: record.path.clone(),
         device: record.device,
         inode: record.inode,

@@ -43,7 +43,6 @@ struct Sum {
     count: i64,
     oldest_ns: Option<u64>,
     allocations: Vec<Allocation>,
-    exact: bool,
 }
 
 impl<'a> Tally<'a> {
