@@ -73,7 +73,6 @@ impl Held {
         (bytes > 0).then(|| Entry {
             bytes,
             count: count.max(1),
-            allocations: Vec::new(),
             ..entry.clone()
         })
     }
@@ -104,7 +103,6 @@ mod tests {
             oldest_ns: None,
             turnover: None,
             frames,
-            allocations: Vec::new(),
         }
     }
 

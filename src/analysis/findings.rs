@@ -272,6 +272,5 @@ fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
         oldest_ns: figure.and_then(|figure| figure.oldest_ns),
         turnover: None,
         frames: stack.frames.clone(),
-        allocations: Vec::new(),
     }
 }

@@ -47,10 +47,12 @@ struct Document<'a> {
     duration_ns: u64,
     estimated: bool,
     totals: Totals,
-    losses: LossesPart,
+    losses: Losses,
     suppressed: SuppressedPart<'a>,
     in_baseline: Totals,
     entries: Vec<EntryPart<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allocations: Vec<AllocationPart>,
     growing: Vec<EntryPart<'a>>,
     tripped: Vec<TrippedPart<'a>>,
 }
@@ -74,16 +76,6 @@ struct Totals {
     stacks: u64,
     bytes: u64,
     count: u64,
-}
-
-#[derive(Serialize)]
-struct LossesPart {
-    allocations: u64,
-    allocation_bytes: u64,
-    stacks: u64,
-    events: u64,
-    missed_frees: u64,
-    calls: u64,
 }
 
 #[derive(Serialize)]
@@ -113,8 +105,6 @@ struct EntryPart<'a> {
     turnover: Option<TurnoverPart>,
     growth: GrowthPart,
     frames: Option<Vec<FramePart<'a>>>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    allocations: Vec<AllocationPart>,
 }
 
 #[derive(Serialize)]
@@ -210,12 +200,13 @@ fn document<'a>(
             bytes: report.total_bytes,
             count: report.total_count,
         },
-        losses: losses_part(report.losses),
+        losses: report.losses,
         suppressed: suppressed_part(findings),
         in_baseline: totals(&findings.left_out.known),
         entries: entries
             .map(|(entry, growth)| entry_part(entry, growth))
             .collect(),
+        allocations: report.allocations.iter().map(allocation_part).collect(),
         growing: findings
             .growing
             .iter()
@@ -236,26 +227,6 @@ fn timestamp(time: WallTime) -> Option<String> {
     let timestamp = Timestamp::from_nanosecond(i128::from(time.unix_ns)).ok()?;
     let offset = Offset::from_seconds(time.utc_offset_s).ok()?;
     Some(timestamp.display_with_offset(offset).to_string())
-}
-
-fn losses_part(losses: Losses) -> LossesPart {
-    // Taken apart field by field, so that a new kind of loss cannot be forgotten here.
-    let Losses {
-        allocations,
-        allocation_bytes,
-        stacks,
-        events,
-        missed_frees,
-        calls,
-    } = losses;
-    LossesPart {
-        allocations,
-        allocation_bytes,
-        stacks,
-        events,
-        missed_frees,
-        calls,
-    }
 }
 
 fn suppressed_part(findings: &Findings) -> SuppressedPart<'_> {
@@ -294,7 +265,6 @@ fn entry_part<'a>(entry: &'a Entry, growth: &Growth) -> EntryPart<'a> {
         turnover: entry.turnover.map(turnover_part),
         growth: growth_part(growth),
         frames: frames.map(|frames| frames.iter().map(frame_part).collect()),
-        allocations: entry.allocations.iter().map(allocation_part).collect(),
     }
 }
 

@@ -1,9 +1,15 @@
-//! One file per output format, each from finished data to bytes.
-//! Pure: no files are opened here, no clock is read.
+//! One file per format. Pure: a finished Report (or Call) in, bytes out; no clock, no files, no looking up.
 
 pub mod flamegraph;
 pub mod folded;
 pub mod growth;
 pub mod json;
 pub mod pprof;
+mod text;
+mod trace;
 mod units;
+mod warnings;
+
+pub use text::write_text;
+pub use trace::write_call;
+pub use warnings::warning;

@@ -202,7 +202,6 @@ mod tests {
             oldest_ns: None,
             turnover: None,
             frames,
-            allocations: Vec::new(),
         }
     }
 

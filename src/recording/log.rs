@@ -246,7 +246,7 @@ impl LogBuilder {
         let Some((_, entries)) = &mut self.open else {
             return;
         };
-        let (frames, allocations) = (Some(Vec::new()), Vec::new());
+        let frames = Some(Vec::new());
         let class = Class::Heap;
         entries.push(Entry {
             tgid: 0,
@@ -256,7 +256,6 @@ impl LogBuilder {
             oldest_ns: None,
             turnover: None,
             frames,
-            allocations,
         });
         self.in_entry = true;
         self.inlined.clear();

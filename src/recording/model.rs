@@ -258,6 +258,8 @@ impl Recording {
             .collect();
         Some(Report {
             time: snapshot.time,
+            top: snapshot.figures.len(),
+            allocations: Vec::new(),
             entries,
             total_stacks: snapshot.figures.len() as u64,
             total_bytes: snapshot.total_bytes(),
@@ -294,7 +296,6 @@ impl Recording {
             oldest_ns: figure.oldest_ns,
             turnover: turnover.copied(),
             frames: stack.frames.clone(),
-            allocations: Vec::new(),
         })
     }
 }
