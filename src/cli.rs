@@ -4,7 +4,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::offline::ReportArguments;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -21,8 +23,12 @@ Exit status: 0 done, 1 could not trace, 2 wrong usage; with a command, the comma
 
 /// Find memory that is never freed: print the call stacks that hold it.
 #[derive(Debug, Parser)]
-#[command(version, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    /// What to do other than trace.
+    #[command(subcommand)]
+    pub mode: Option<Command>,
+
     /// Seconds between reports; fractions are allowed
     #[arg(value_name = "interval", default_value = "5")]
     pub interval: f64,
@@ -176,6 +182,13 @@ pub struct Arguments {
     /// Say on stderr what is probed and how
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// What memleak does other than trace.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Report on recordings and logs of earlier runs
+    Report(Box<ReportArguments>),
 }
 
 /// What `--sort` ranks by.

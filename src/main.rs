@@ -2,9 +2,11 @@
 
 mod analysis;
 mod cli;
+mod offline;
 mod options;
 mod output;
 mod probes;
+mod publish;
 mod recording;
 mod report;
 mod session;
@@ -27,6 +29,12 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return usage_error(&error),
     };
+    if let Some(cli::Command::Report(report)) = arguments.mode {
+        return match offline::run(*report) {
+            Ok(status) => ExitCode::from(status),
+            Err(error) => fail(&format!("{error:#}"), 1),
+        };
+    }
     let options = match options::validate(arguments) {
         Ok(options) => options,
         Err(message) => return fail(&message, USAGE),

@@ -5,6 +5,7 @@ pub mod compare;
 pub mod findings;
 pub mod gate;
 pub mod growth;
+pub mod history;
 pub mod identity;
 mod rank;
 pub mod suppress;

@@ -81,12 +81,17 @@ fn chain(frames: Option<&[Frame]>) -> String {
     names + &module
 }
 
+/// The functions of a frame as the report's own lines name them, so that they can be found there.
 fn names(frame: &Frame) -> impl Iterator<Item = String> {
-    frame
+    let inlined = frame
         .inlined
         .iter()
-        .chain(&frame.function)
-        .map(|function| one_line(&function.name))
+        .map(|function| one_line(&function.name));
+    let function = frame.function.as_ref();
+    inlined.chain(
+        function
+            .map(|function| format!("{}+{:#x}", one_line(&function.name), frame.function_offset)),
+    )
 }
 
 fn one_line(text: &str) -> String {

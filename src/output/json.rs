@@ -192,7 +192,11 @@ fn document<'a>(
             pid: header.target.pid,
             command: &header.target.command,
         },
-        time: timestamp(report.time),
+        time: header
+            .source
+            .is_dated()
+            .then(|| timestamp(report.time))
+            .flatten(),
         duration_ns,
         estimated: report.estimated,
         totals: Totals {

@@ -19,12 +19,17 @@ use proto::{Label, Line, Location, Mapping, Profile, Sample, ValueType};
 const PAGE: u64 = 4096;
 
 /// Writes the report's stacks with their outstanding bytes and allocations, and with allocations so far where they
-/// are known. `duration_ns` is how long the run lasted.
+/// are known. `dated` says whether the report's time has a date; `duration_ns` is how long the run lasted.
 ///
 /// # Errors
 /// Whatever `out` fails with.
-pub fn write(report: &Report, duration_ns: u64, out: &mut impl Write) -> io::Result<()> {
-    let bytes = profile(report, duration_ns).encode_to_vec();
+pub fn write(
+    report: &Report,
+    dated: bool,
+    duration_ns: u64,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let bytes = profile(report, dated, duration_ns).encode_to_vec();
     // No name and no time in the gzip header, so that equal input gives equal output.
     let mut gzip = GzBuilder::new().write(out, Compression::default());
     gzip.write_all(&bytes)?;
@@ -32,7 +37,7 @@ pub fn write(report: &Report, duration_ns: u64, out: &mut impl Write) -> io::Res
     Ok(())
 }
 
-fn profile(report: &Report, duration_ns: u64) -> Profile {
+fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
     let turnover =
         !report.entries.is_empty() && report.entries.iter().all(|entry| entry.turnover.is_some());
     let mut builder = Builder::default();
@@ -66,7 +71,7 @@ fn profile(report: &Report, duration_ns: u64) -> Profile {
         location: builder.locations,
         function: builder.functions,
         string_table: builder.strings.list,
-        time_nanos: report.time.unix_ns,
+        time_nanos: if dated { report.time.unix_ns } else { 0 },
         duration_nanos: signed(duration_ns),
         period_type,
         period: 1,

@@ -41,6 +41,13 @@ impl Source {
     }
 }
 
+impl Source {
+    /// Whether its times have dates; logs tell the time of day only.
+    pub fn is_dated(self) -> bool {
+        self == Source::Recording
+    }
+}
+
 /// Who recorded what, where and how. Whatever a foreign log does not tell is empty or `None`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Header {
