@@ -86,12 +86,21 @@ fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
 struct Builder {
     strings: Numbered<String>,
     modules: Numbered<(Arc<Module>, Option<u64>)>,
-    /// Per module, the end of the highest address seen in it.
-    module_ends: Vec<u64>,
+    /// What is known of each of `modules`.
+    seen: Vec<Seen>,
     frames: HashMap<(u32, Frame), u64>,
     locations: Vec<Location>,
     function_ids: HashMap<(String, String), u64>,
     functions: Vec<proto::Function>,
+}
+
+/// What the frames in a module were like.
+#[derive(Clone, Copy, Default)]
+struct Seen {
+    /// The end of the page of the highest address.
+    end: u64,
+    functions: bool,
+    files: bool,
 }
 
 /// Distinct values in the order in which they first came.
@@ -228,42 +237,49 @@ impl Builder {
             .file_offset
             .and_then(|offset| frame.address.checked_sub(offset));
         let number = self.modules.number(&(Arc::clone(module), base));
-        if number == self.module_ends.len() {
-            self.module_ends.push(0);
-        }
-        let end = (address / PAGE).saturating_add(1).saturating_mul(PAGE);
-        self.module_ends[number] = self.module_ends[number].max(end);
+        self.seen.resize(self.modules.list.len(), Seen::default());
+        let seen = &mut self.seen[number];
+        seen.end = seen
+            .end
+            .max((address / PAGE).saturating_add(1).saturating_mul(PAGE));
+        seen.functions |= frame.function.is_some();
+        seen.files |= frame
+            .function
+            .as_ref()
+            .is_some_and(|function| function.location.is_some());
         number as u64 + 1
     }
 
     fn mappings(&mut self) -> Vec<Mapping> {
         let modules = std::mem::take(&mut self.modules.list);
-        let ends = std::mem::take(&mut self.module_ends);
-        let mapping = |(at, ((module, base), end)): (usize, ((Arc<Module>, Option<u64>), u64))| {
-            // Where the file's offset is unknown, so is where the mapping begins.
-            let (memory_start, memory_limit) = base.map_or((0, 0), |base| (base, end));
-            let build_id: String = module
-                .build_id
-                .iter()
-                .flatten()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            Mapping {
-                id: at as u64 + 1,
-                memory_start,
-                memory_limit,
-                file_offset: 0,
-                filename: self.strings.number(module.path.to_string_lossy().as_ref()) as i64,
-                build_id: self.strings.number(build_id.as_str()) as i64,
-                has_functions: true,
-                has_filenames: true,
-                has_line_numbers: true,
-                has_inline_frames: true,
-            }
-        };
+        let seen = std::mem::take(&mut self.seen);
+        let mapping =
+            |(at, ((module, base), seen)): (usize, ((Arc<Module>, Option<u64>), Seen))| {
+                // Where the file's offset is unknown, so is where the mapping begins.
+                let (memory_start, memory_limit) = base.map_or((0, 0), |base| (base, seen.end));
+                let build_id: String = module
+                    .build_id
+                    .iter()
+                    .flatten()
+                    .map(|byte| format!("{byte:02x}"))
+                    .collect();
+                Mapping {
+                    id: at as u64 + 1,
+                    memory_start,
+                    memory_limit,
+                    file_offset: 0,
+                    filename: self.strings.number(module.path.to_string_lossy().as_ref()) as i64,
+                    build_id: self.strings.number(build_id.as_str()) as i64,
+                    // Without these, viewers look for the file and its names by themselves.
+                    has_functions: seen.functions,
+                    has_filenames: seen.files,
+                    has_line_numbers: seen.files,
+                    has_inline_frames: seen.files,
+                }
+            };
         modules
             .into_iter()
-            .zip(ends)
+            .zip(seen)
             .enumerate()
             .map(mapping)
             .collect()
