@@ -108,12 +108,26 @@ impl<'data> Symbols<'data> {
         self.data.get(begin..end)
     }
 
+    /// The file's bytes of the loadable segment that holds `function`, and where it begins in them.
+    pub fn segment(&self, function: &Function) -> Option<(&'data [u8], usize)> {
+        let segment = self.segment_of(function.address)?;
+        let offset = usize::try_from(segment.offset).ok()?;
+        let size = usize::try_from(segment.size).ok()?;
+        let bytes = self.data.get(offset..offset.checked_add(size)?)?;
+        let begin = usize::try_from(function.address - segment.address).ok()?;
+        Some((bytes, begin))
+    }
+
     fn file_offset(&self, address: u64) -> Option<u64> {
-        self.segments.iter().find_map(|segment| {
-            let inside = address.checked_sub(segment.address)?;
-            (inside < segment.size)
-                .then(|| segment.offset.checked_add(inside))
-                .flatten()
+        let segment = self.segment_of(address)?;
+        segment.offset.checked_add(address - segment.address)
+    }
+
+    fn segment_of(&self, address: u64) -> Option<&Segment> {
+        self.segments.iter().find(|segment| {
+            address
+                .checked_sub(segment.address)
+                .is_some_and(|inside| inside < segment.size)
         })
     }
 
