@@ -64,6 +64,16 @@ pub struct Arguments {
     )]
     pub symbols_prefix: String,
 
+    /// Where in a function its probe goes: where it costs least, or at the function's first instruction
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PLACE",
+        default_value = "auto",
+        help_heading = "Target"
+    )]
+    pub probe_at: SiteChoice,
+
     /// Trace per-CPU allocations of the kernel
     #[arg(short = 'P', long, help_heading = "Target")]
     pub percpu: bool,
@@ -176,6 +186,15 @@ pub struct Arguments {
     /// Say on stderr what is probed and how
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// What `--probe-at` chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SiteChoice {
+    /// the earliest instruction that the kernel emulates, if that is safe
+    Auto,
+    /// the first instruction
+    Symbol,
 }
 
 /// What `--sort` ranks by.

@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{Arguments, SortKey};
+use crate::cli::{Arguments, SiteChoice, SortKey};
+use crate::probes::ProbeAt;
 use crate::snapshot::MAX_STACK_DEPTH;
 
 /// Who is traced.
@@ -63,6 +64,8 @@ pub struct Options {
     pub object: Option<PathBuf>,
     /// Prefix of the allocator functions' names.
     pub symbols_prefix: String,
+    /// Where in a function its probe may go.
+    pub probe_at: ProbeAt,
     /// Time between reports.
     pub interval: Duration,
     /// Reports before leaving.
@@ -93,6 +96,10 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         count: arguments.count,
         object: arguments.obj.clone(),
         symbols_prefix: arguments.symbols_prefix.clone(),
+        probe_at: match arguments.probe_at {
+            SiteChoice::Auto => ProbeAt::Cheapest,
+            SiteChoice::Symbol => ProbeAt::Symbol,
+        },
         trace: arguments.trace,
         verbose: arguments.verbose,
         target: validate_target(arguments)?,

@@ -12,7 +12,7 @@ use anyhow::Result;
 use crate::analysis::rank;
 use crate::options::{Options, TargetOption};
 use crate::output::{warning, write_call, write_text};
-use crate::probes::{ObjectPlan, Wanted, discover};
+use crate::probes::{ObjectPlan, Search, Wanted, discover};
 use crate::report::{Entry, Report};
 use crate::snapshot::{Snapshot, WallTime};
 use crate::symbolize::Symbolizer;
@@ -40,8 +40,11 @@ pub fn run(options: &Options) -> Result<u8> {
         &candidates,
         &Wanted {
             object: options.object.as_deref(),
-            prefix: &options.symbols_prefix,
-            mappings: options.recording.mappings,
+            search: Search {
+                prefix: &options.symbols_prefix,
+                mappings: options.recording.mappings,
+                at: options.probe_at,
+            },
         },
     )?;
 
@@ -225,7 +228,7 @@ fn config(options: &Options) -> Config {
 fn describe(object: &ObjectPlan) {
     let path = object.shown.display();
     for probe in &object.plan.probes {
-        eprintln!("memleak: {path}: {} at {:#x}", probe.names(), probe.site);
+        eprintln!("memleak: {path}: {} {}", probe.names(), probe.site);
     }
     if !object.plan.missing.is_empty() {
         eprintln!("memleak: {path}: lacks {}", object.plan.missing.join(", "));
