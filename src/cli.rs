@@ -129,11 +129,14 @@ pub struct Arguments {
         short,
         long,
         value_name = "N",
-        default_value_t = 1,
-        hide_default_value = true,
+        conflicts_with = "sample_bytes",
         help_heading = "What is recorded"
     )]
-    pub sample_rate: u32,
+    pub sample_rate: Option<u32>,
+
+    /// Record roughly one allocation per N bytes, large ones more likely, and scale back to estimates
+    #[arg(long, value_name = "N", help_heading = "What is recorded")]
+    pub sample_bytes: Option<u32>,
 
     /// Only allocations of at least this many bytes
     #[arg(

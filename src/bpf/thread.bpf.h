@@ -28,6 +28,8 @@ struct call {
 /* Uprobe programs can be preempted, so scratch space belongs to the task, not to the CPU. */
 struct thread {
 	struct call call;
+	__s64 bytes_to_sample; /* of Poisson sampling; means something once `sampling` is set */
+	bool sampling;
 	struct stack stack;
 };
 

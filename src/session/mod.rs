@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::analysis::rank;
-use crate::options::{Options, TargetOption};
+use crate::options::{Options, Sampling, TargetOption};
 use crate::output::{warning, write_call, write_text};
 use crate::probes::{ObjectPlan, Search, Wanted, discover};
 use crate::report::{Entry, Report};
@@ -160,7 +160,11 @@ impl Session<'_> {
     fn report(&mut self, older: Duration) -> Result<()> {
         let reporting = &self.options.reporting;
         let filter = Filter {
-            older,
+            // totals know no ages, so nothing is left out beside them either
+            older: match reporting.combined_only {
+                true => Duration::ZERO,
+                false => older,
+            },
             tids: reporting.tids.clone(),
             allocations: reporting.show_allocations && !reporting.combined_only,
         };
@@ -213,9 +217,11 @@ fn config(options: &Options) -> Config {
     let recording = &options.recording;
     Config {
         sizes: (*recording.sizes.start(), *recording.sizes.end()),
-        sample_rate: recording.sample_rate,
+        sampling: recording.sampling,
         mappings: recording.mappings,
-        combined: options.reporting.combined_only,
+        // what a sample of bytes stands for depends on each block's size, which totals don't keep
+        combined: options.reporting.combined_only
+            && !matches!(recording.sampling, Sampling::Bytes(_)),
         calls: options.trace,
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
