@@ -151,7 +151,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	if (!thread)
 		return SKIP_RETURN;
 	call = &thread->call;
-	if (call_is_live(call, sp, is_range_op(function->op)))
+	if (call_is_live(call, sp, row, is_range_op(function->op)))
 		return SKIP_RETURN;
 	if (call->sp) {
 		/* the thread left that call without returning from it */
