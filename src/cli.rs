@@ -70,6 +70,16 @@ pub struct Arguments {
     )]
     pub symbols_prefix: String,
 
+    /// Where in a function its probe goes: where it costs least, or at the function's first instruction
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PLACE",
+        default_value = "auto",
+        help_heading = "Target"
+    )]
+    pub probe_at: SiteChoice,
+
     /// Trace per-CPU allocations of the kernel
     #[arg(short = 'P', long, help_heading = "Target")]
     pub percpu: bool,
@@ -125,11 +135,14 @@ pub struct Arguments {
         short,
         long,
         value_name = "N",
-        default_value_t = 1,
-        hide_default_value = true,
+        conflicts_with = "sample_bytes",
         help_heading = "What is recorded"
     )]
-    pub sample_rate: u32,
+    pub sample_rate: Option<u32>,
+
+    /// Record roughly one allocation per N bytes, large ones more likely, and scale back to estimates
+    #[arg(long, value_name = "N", help_heading = "What is recorded")]
+    pub sample_bytes: Option<u32>,
 
     /// Only allocations of at least this many bytes
     #[arg(
@@ -189,6 +202,15 @@ pub struct Arguments {
 pub enum Command {
     /// Report on recordings and logs of earlier runs
     Report(Box<ReportArguments>),
+}
+
+/// What `--probe-at` chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SiteChoice {
+    /// the earliest instruction that the kernel emulates, if that is safe
+    Auto,
+    /// the first instruction
+    Symbol,
 }
 
 /// What `--sort` ranks by.

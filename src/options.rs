@@ -6,8 +6,12 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{Arguments, SortKey};
+use crate::cli::{Arguments, SiteChoice, SortKey};
+use crate::probes::ProbeAt;
 use crate::snapshot::MAX_STACK_DEPTH;
+
+/// One sample in a GiB: what the programs' arithmetic can hold.
+const MAX_SAMPLE_BYTES: u32 = 1 << 30;
 
 /// Who is traced.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,13 +24,24 @@ pub enum TargetOption {
     Kernel,
 }
 
+/// How many of the allocations are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// All.
+    All,
+    /// One in this many, at least 2, whatever their sizes.
+    Rate(u32),
+    /// Those that hold a sample, of which there is one in this many bytes on average.
+    Bytes(u32),
+}
+
 /// Which allocations are recorded.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Recording {
     /// Sizes in bytes.
     pub sizes: RangeInclusive<u64>,
-    /// One in this many.
-    pub sample_rate: u32,
+    /// How many are recorded.
+    pub sampling: Sampling,
     /// Whether anonymous mappings count.
     pub mappings: bool,
     /// Live blocks at the most.
@@ -63,6 +78,8 @@ pub struct Options {
     pub object: Option<PathBuf>,
     /// Prefix of the allocator functions' names.
     pub symbols_prefix: String,
+    /// Where in a function its probe may go.
+    pub probe_at: ProbeAt,
     /// Time between reports.
     pub interval: Duration,
     /// Reports before leaving.
@@ -93,6 +110,10 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         count: arguments.count,
         object: arguments.obj.clone(),
         symbols_prefix: arguments.symbols_prefix.clone(),
+        probe_at: match arguments.probe_at {
+            SiteChoice::Auto => ProbeAt::Cheapest,
+            SiteChoice::Symbol => ProbeAt::Symbol,
+        },
         trace: arguments.trace,
         verbose: arguments.verbose,
         target: validate_target(arguments)?,
@@ -130,9 +151,16 @@ fn validate_recording(arguments: &Arguments) -> Result<Recording, String> {
     if min > max {
         return Err(format!("--min-size {min} is above --max-size {max}"));
     }
-    if arguments.sample_rate == 0 {
-        return Err("--sample-rate must be at least 1".into());
-    }
+    let sampling = match (arguments.sample_rate, arguments.sample_bytes) {
+        (Some(0), _) => return Err("--sample-rate must be at least 1".into()),
+        (_, Some(0)) => return Err("--sample-bytes must be at least 1".into()),
+        (_, Some(bytes)) if bytes > MAX_SAMPLE_BYTES => {
+            return Err(format!("--sample-bytes must be at most {MAX_SAMPLE_BYTES}"));
+        }
+        (_, Some(bytes)) => Sampling::Bytes(bytes),
+        (None | Some(1), None) => Sampling::All,
+        (Some(rate), None) => Sampling::Rate(rate),
+    };
     if arguments.max_allocs == 0 {
         return Err("--max-allocs must be at least 1".into());
     }
@@ -146,7 +174,7 @@ fn validate_recording(arguments: &Arguments) -> Result<Recording, String> {
     }
     Ok(Recording {
         sizes: min..=max,
-        sample_rate: arguments.sample_rate,
+        sampling,
         mappings: !arguments.no_mmap,
         max_allocations: arguments.max_allocs,
         max_stacks: arguments.stack_storage_size,
@@ -228,6 +256,11 @@ mod tests {
             (vec!["-p", "1", "-z", "2", "-Z", "1"], "--min-size"),
             (vec!["-p", "1", "--sort", "age"], "--sort"),
             (vec!["-p", "1", "-s", "0"], "--sample-rate"),
+            (vec!["-p", "1", "--sample-bytes", "0"], "--sample-bytes"),
+            (
+                vec!["-p", "1", "-s", "2", "--sample-bytes", "9"],
+                "--sample-rate",
+            ),
             (vec!["-p", "1", "-T", "0"], "--top"),
             (vec!["-p", "1", "--max-allocs", "0"], "--max-allocs"),
             (

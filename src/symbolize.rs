@@ -44,7 +44,6 @@ impl Symbolizer {
             .build();
         Self {
             resolver,
-            /// By the objects' numbers.
             modules: HashMap::new(),
         }
     }

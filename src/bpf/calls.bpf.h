@@ -9,6 +9,7 @@
 
 #include "accounting.bpf.h"
 #include "events.bpf.h"
+#include "sampling.bpf.h"
 #include "thread.bpf.h"
 #include "user_stack.bpf.h"
 
@@ -50,11 +51,6 @@ static __always_inline __u64 requested_size(struct arguments arguments,
 static __always_inline bool size_is_wanted(__u64 size)
 {
 	return size >= min_size && size <= max_size;
-}
-
-static __always_inline bool sampler_picks(void)
-{
-	return !sample_below || bpf_get_prandom_u32() < sample_below;
 }
 
 static __always_inline int begin_call(struct call *call, __u64 sp, bool recorded)
@@ -155,7 +151,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	if (!thread)
 		return SKIP_RETURN;
 	call = &thread->call;
-	if (call_is_live(call, sp, is_range_op(function->op)))
+	if (call_is_live(call, sp, row, is_range_op(function->op)))
 		return SKIP_RETURN;
 	if (call->sp) {
 		/* the thread left that call without returning from it */
@@ -188,7 +184,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	}
 
 	call->size = requested_size(arguments, function);
-	wanted = size_is_wanted(call->size) && sampler_picks();
+	wanted = size_is_wanted(call->size) && sampler_picks(thread, call->size);
 	if (!wanted && !call->has_old)
 		return leave_out(ctx, call, sp);
 	return begin_call(call, sp, wanted);

@@ -19,6 +19,16 @@ const volatile __u64 max_size = ~0ULL;
 /* An allocation is recorded when a random u32 is below this; 0 records all. */
 const volatile __u32 sample_below = 0;
 
+/*
+ * Poisson sampling: an allocation is recorded when one of its bytes is a sample, and samples are this many
+ * bytes apart on average; 0 turns it off. In sixteenths of a byte, and times ln 2: see `next_sample`.
+ */
+const volatile __u64 sample_distance = 0;
+
+/* log2(1 + i/256), in units of 2^-24. */
+#define LOG2_STEPS 256
+const volatile __u32 log2_table[LOG2_STEPS + 1] = {};
+
 /* Keep `combined_allocs` up to date. */
 const volatile bool count_combined = false;
 

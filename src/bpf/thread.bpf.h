@@ -28,6 +28,8 @@ struct call {
 /* Uprobe programs can be preempted, so scratch space belongs to the task, not to the CPU. */
 struct thread {
 	struct call call;
+	__s64 bytes_to_sample; /* of Poisson sampling; means something once `sampling` is set */
+	bool sampling;
 	struct stack stack;
 };
 
@@ -80,13 +82,16 @@ static __always_inline __u64 return_trampoline(void)
 /*
  * A call that is left out is not seen to return, and what its frame held can stay on the stack long after.
  * So the new call must also come from the function itself, or, where it maps memory, from code nearby.
+ * With an equal stack pointer it is a tail call, unless it is the same function, called again by the
+ * same code.
  */
-static __always_inline bool is_called_by(const struct call *call, __u64 sp, bool maps_memory)
+static __always_inline bool is_called_by(const struct call *call, __u64 sp, __u32 row, bool maps_memory)
 {
-	__u64 distance = read_user_word(sp) - call->entry_pc;
+	__u64 distance;
 
 	if (sp == call->sp)
-		return true;
+		return row != call->row;
+	distance = read_user_word(sp) - call->entry_pc;
 	if (maps_memory)
 		return distance + ALLOCATOR_REACH < 2 * ALLOCATOR_REACH;
 	return call->row < MAX_FUNCTIONS && distance < functions[call->row].length;
@@ -99,7 +104,7 @@ static __always_inline bool is_called_by(const struct call *call, __u64 sp, bool
  * stack pointer is above the call's frame, or once the slot of its return address holds something else.
  * An equal stack pointer is a tail call, for which the slot decides.
  */
-static __always_inline bool call_is_live(const struct call *call, __u64 sp, bool maps_memory)
+static __always_inline bool call_is_live(const struct call *call, __u64 sp, __u32 row, bool maps_memory)
 {
 	if (!call->sp || sp > call->sp)
 		return false;
@@ -109,7 +114,7 @@ static __always_inline bool call_is_live(const struct call *call, __u64 sp, bool
 
 		return !trampoline || read_user_word(call->sp) == trampoline;
 	}
-	return read_user_word(call->sp) == call->return_address && is_called_by(call, sp, maps_memory);
+	return read_user_word(call->sp) == call->return_address && is_called_by(call, sp, row, maps_memory);
 #else
 	return sp < call->sp;
 #endif

@@ -108,12 +108,26 @@ impl<'data> Symbols<'data> {
         self.data.get(begin..end)
     }
 
+    /// The file's bytes of the loadable segment that holds `function`, and where it begins in them.
+    pub fn segment(&self, function: &Function) -> Option<(&'data [u8], usize)> {
+        let segment = self.segment_of(function.address)?;
+        let offset = usize::try_from(segment.offset).ok()?;
+        let size = usize::try_from(segment.size).ok()?;
+        let bytes = self.data.get(offset..offset.checked_add(size)?)?;
+        let begin = usize::try_from(function.address - segment.address).ok()?;
+        Some((bytes, begin))
+    }
+
     fn file_offset(&self, address: u64) -> Option<u64> {
-        self.segments.iter().find_map(|segment| {
-            let inside = address.checked_sub(segment.address)?;
-            (inside < segment.size)
-                .then(|| segment.offset.checked_add(inside))
-                .flatten()
+        let segment = self.segment_of(address)?;
+        segment.offset.checked_add(address - segment.address)
+    }
+
+    fn segment_of(&self, address: u64) -> Option<&Segment> {
+        self.segments.iter().find(|segment| {
+            address
+                .checked_sub(segment.address)
+                .is_some_and(|inside| inside < segment.size)
         })
     }
 
@@ -230,22 +244,17 @@ fn split_version(name: &[u8]) -> (&[u8], Version) {
 mod tests {
     use super::*;
 
-    const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
-
-    fn read(path: &str) -> Vec<u8> {
-        std::fs::read(path).unwrap_or_else(|error| panic!("failed to read {path}: {error}"))
-    }
-
-    fn own_program() -> Vec<u8> {
-        read("/proc/self/exe")
+    /// The C library of this machine (Debian: libc6).
+    fn libc() -> Vec<u8> {
+        let path = format!("/usr/lib/{}-linux-gnu/libc.so.6", std::env::consts::ARCH);
+        std::fs::read(&path).unwrap_or_else(|error| panic!("failed to read {path}: {error}"))
     }
 
     #[test]
-    #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
     fn libc_defines_its_allocators() {
-        let data = read(LIBC);
+        let data = libc();
         let symbols = Symbols::parse(&data).unwrap();
-        assert!(symbols.is_x86_64());
+        assert_eq!(symbols.is_x86_64(), cfg!(target_arch = "x86_64"));
         for name in ["malloc", "free", "calloc", "realloc", "posix_memalign"] {
             let function = symbols.find(name).unwrap();
             assert_eq!(function.name, name);
@@ -255,23 +264,13 @@ mod tests {
     }
 
     #[test]
-    #[cfg(all(target_arch = "x86_64", target_env = "gnu"))]
     fn indirect_and_undefined_functions_are_not_found() {
-        let data = read(LIBC);
+        let data = libc();
         let symbols = Symbols::parse(&data).unwrap();
         // strlen is STT_GNU_IFUNC in libc; __tls_get_addr is imported from the dynamic linker.
         for name in ["strlen", "__tls_get_addr", "no_such_function", ""] {
             assert_eq!(symbols.find(name), None, "{name}");
         }
-    }
-
-    #[test]
-    fn a_function_of_this_program_is_where_the_linker_put_it() {
-        let data = own_program();
-        let symbols = Symbols::parse(&data).unwrap();
-        let function = symbols.find("main").unwrap();
-        assert!(symbols.code(&function).is_some());
-        assert!(function.file_offset < data.len() as u64);
     }
 
     #[test]
@@ -299,15 +298,15 @@ mod tests {
 
     #[test]
     fn malformed_objects_are_errors_and_never_panics() {
-        let data = own_program();
+        let data = libc();
         assert!(Symbols::parse(b"").is_err());
         assert!(Symbols::parse(b"#!/bin/sh\n").is_err());
         for length in (0..4096).chain((4096..data.len()).step_by(data.len() / 50 + 1)) {
             exercise(&data[..length]);
         }
-        // Each byte of the ELF header and of the first program headers, damaged in turn.
-        for index in 0..512.min(data.len()) {
-            let mut damaged = data[..data.len().min(1 << 20)].to_vec();
+        // Each byte of the ELF header and of the first three program headers, damaged in turn.
+        for index in 0..256 {
+            let mut damaged = data.clone();
             damaged[index] ^= 0xff;
             exercise(&damaged);
         }
@@ -315,7 +314,7 @@ mod tests {
 
     fn exercise(data: &[u8]) {
         if let Ok(symbols) = Symbols::parse(data)
-            && let Some(function) = symbols.find("main")
+            && let Some(function) = symbols.find("malloc")
         {
             symbols.code(&function);
         }
@@ -323,9 +322,9 @@ mod tests {
 
     #[test]
     fn code_outside_the_file_is_none() {
-        let data = own_program();
+        let data = libc();
         let symbols = Symbols::parse(&data).unwrap();
-        let mut function = symbols.find("main").unwrap();
+        let mut function = symbols.find("malloc").unwrap();
         function.size = u64::MAX;
         assert_eq!(symbols.code(&function), None);
         function.file_offset = u64::MAX;

@@ -35,6 +35,10 @@ pub struct OutputArguments {
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     pub baseline: Option<PathBuf>,
 
+    /// Show only what came after the last mark; SIGUSR2 sets one in a live run
+    #[arg(long, conflicts_with = "baseline", help_heading = "Comparison")]
+    pub since_mark: bool,
+
     /// Tell stacks of the baseline apart by source lines as well, not only by functions
     #[arg(long, requires = "baseline", help_heading = "Comparison")]
     pub by_line: bool,

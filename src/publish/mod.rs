@@ -3,6 +3,7 @@
 
 mod arguments;
 mod file;
+mod live;
 
 use std::fs;
 use std::io::{self, Write};
@@ -11,13 +12,16 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow};
 
 pub use self::arguments::OutputArguments;
+pub use self::live::{LiveArguments, LiveRun};
 use crate::analysis::compare::Baseline;
 use crate::analysis::findings::{self, Filter, Findings, Hidden};
 use crate::analysis::gate::{self, Tripped};
+use crate::analysis::identity::Precision;
 use crate::analysis::suppress::Suppressions;
 use crate::output::{flamegraph, folded, json, pprof};
 use crate::recording::load;
-use crate::recording::model::Recording;
+use crate::recording::model::{Reason, Recording};
+use crate::report::Entry;
 
 /// What to do with a finished run.
 #[derive(Debug)]
@@ -69,9 +73,20 @@ impl Publisher {
         self.arguments.files().any(|path| path == Path::new("-"))
     }
 
+    /// Makes `entries` the baseline from here on, if only what comes after a mark is to be shown.
+    pub fn mark(&mut self, entries: &[Entry]) {
+        if self.arguments.since_mark {
+            self.filter.baseline = Some(Baseline::new(entries, Precision::Line));
+        }
+    }
+
     /// Filters and judges a run.
     pub fn findings(&self, recording: &Recording) -> Findings {
-        findings::findings(recording, &self.filter)
+        let mut filter = self.filter.clone();
+        if self.arguments.since_mark {
+            filter.baseline = last_mark(recording);
+        }
+        findings::findings(recording, &filter)
     }
 
     /// Writes the outputs and judges the gates.
@@ -149,7 +164,7 @@ impl Publisher {
             };
             notes.extend(left_out.by_pattern.iter().map(pattern));
         }
-        if self.filter.baseline.is_some() {
+        if self.filter.baseline.is_some() || self.arguments.since_mark {
             notes.push(format!(
                 "in the baseline already: {}",
                 hidden(&left_out.known)
@@ -157,6 +172,18 @@ impl Publisher {
         }
         notes
     }
+}
+
+/// What was there when a baseline was marked last.
+fn last_mark(recording: &Recording) -> Option<Baseline> {
+    let mark = recording
+        .snapshots
+        .iter()
+        .rposition(|snapshot| snapshot.reason == Reason::Mark)?;
+    Some(Baseline::new(
+        &recording.report(mark)?.entries,
+        Precision::Line,
+    ))
 }
 
 fn hidden(hidden: &Hidden) -> String {

@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use crate::analysis::rank;
-use crate::options::{Options, TargetOption};
+use crate::options::{Options, Sampling, TargetOption};
 use crate::output::{warning, write_call, write_text};
-use crate::probes::{ObjectPlan, Wanted, discover};
+use crate::probes::{ObjectPlan, Search, Wanted, discover};
 use crate::report::{Entry, Report};
 use crate::snapshot::{Snapshot, WallTime};
 use crate::symbolize::Symbolizer;
@@ -40,8 +40,11 @@ pub fn run(options: &Options) -> Result<u8> {
         &candidates,
         &Wanted {
             object: options.object.as_deref(),
-            prefix: &options.symbols_prefix,
-            mappings: options.recording.mappings,
+            search: Search {
+                prefix: &options.symbols_prefix,
+                mappings: options.recording.mappings,
+                at: options.probe_at,
+            },
         },
     )?;
 
@@ -157,7 +160,11 @@ impl Session<'_> {
     fn report(&mut self, older: Duration) -> Result<()> {
         let reporting = &self.options.reporting;
         let filter = Filter {
-            older,
+            // totals know no ages, so nothing is left out beside them either
+            older: match reporting.combined_only {
+                true => Duration::ZERO,
+                false => older,
+            },
             tids: reporting.tids.clone(),
             allocations: reporting.show_allocations && !reporting.combined_only,
         };
@@ -211,9 +218,11 @@ fn config(options: &Options) -> Config {
     let recording = &options.recording;
     Config {
         sizes: (*recording.sizes.start(), *recording.sizes.end()),
-        sample_rate: recording.sample_rate,
+        sampling: recording.sampling,
         mappings: recording.mappings,
-        combined: options.reporting.combined_only,
+        // what a sample of bytes stands for depends on each block's size, which totals don't keep
+        combined: options.reporting.combined_only
+            && !matches!(recording.sampling, Sampling::Bytes(_)),
         calls: options.trace,
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
@@ -226,7 +235,7 @@ fn config(options: &Options) -> Config {
 fn describe(object: &ObjectPlan) {
     let path = object.shown.display();
     for probe in &object.plan.probes {
-        eprintln!("memleak: {path}: {} at {:#x}", probe.names(), probe.site);
+        eprintln!("memleak: {path}: {} {}", probe.names(), probe.site);
     }
     if !object.plan.missing.is_empty() {
         eprintln!("memleak: {path}: lacks {}", object.plan.missing.join(", "));

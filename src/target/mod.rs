@@ -5,6 +5,7 @@ mod command;
 mod linked;
 mod mapping_events;
 mod mappings;
+pub mod memory;
 mod process;
 
 pub use command::HeldCommand;

@@ -43,7 +43,7 @@ pub fn attach(
         let options = UprobeMultiOpts {
             offsets: probes
                 .iter()
-                .map(|(_, probe)| probe.site as usize)
+                .map(|(_, probe)| probe.offset() as usize)
                 .collect(),
             cookies: probes.iter().map(|(row, _)| u64::from(*row)).collect(),
             session,
@@ -87,7 +87,7 @@ fn attach_one(
     let offset = if retprobe {
         probe.function_offset
     } else {
-        probe.site
+        probe.offset()
     };
     let options = UprobeOpts {
         cookie: u64::from(*row),

@@ -6,6 +6,7 @@ mod batch;
 mod events;
 mod kernel;
 mod ranges;
+mod sampling;
 mod usage;
 
 #[allow(
@@ -45,11 +46,13 @@ use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject, PrintLevel, set_print}
 pub use kernel::{Attachment, check};
 pub use usage::Filter;
 
+use crate::options::Sampling;
 use crate::probes::{ObjectPlan, Operation, Probe};
 use crate::snapshot::{Losses, Snapshot, Stack, StackId};
 use crate::trace::Call;
 use attach::ObjectProbes;
 use events::Events;
+use sampling::Weight;
 use skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
 
 /// Bytes of the ring of calls, when they are traced.
@@ -60,8 +63,8 @@ const CALL_RING_BYTES: u32 = 4 << 20;
 pub struct Config {
     /// Smallest and largest size to record, in bytes.
     pub sizes: (u64, u64),
-    /// Record one allocation in this many.
-    pub sample_rate: u32,
+    /// How many allocations are recorded.
+    pub sampling: Sampling,
     /// Follow anonymous mappings.
     pub mappings: bool,
     /// Keep totals per stack instead of being read block by block.
@@ -159,7 +162,7 @@ impl<'obj> Tracer<'obj> {
     /// Fails when a map can't be read.
     pub fn snapshot(&mut self, now_ns: u64, filter: &Filter) -> Result<Snapshot> {
         self.events.drain()?;
-        let mut usage = usage::Tally::new(now_ns, filter, self.weight());
+        let mut usage = usage::Tally::new(now_ns, filter, Weight::of(self.config.sampling));
         if self.config.combined {
             self.read_combined(&mut usage)?;
         } else {
@@ -172,7 +175,7 @@ impl<'obj> Tracer<'obj> {
         Ok(Snapshot {
             monotonic_ns: now_ns,
             usage: usage.finish(),
-            estimated: self.config.sample_rate > 1,
+            estimated: self.config.sampling != Sampling::All,
             losses: self.losses(),
             ..Snapshot::default()
         })
@@ -235,14 +238,6 @@ impl<'obj> Tracer<'obj> {
         }
     }
 
-    /// What a recorded allocation stands for.
-    fn weight(&self) -> f64 {
-        match sample_threshold(self.config.sample_rate) {
-            0 => 1.0,
-            below => 2f64.powi(32) / f64::from(below),
-        }
-    }
-
     /// Puts a function into the table that the programs read; gives its row.
     fn describe(&mut self, probe: &Probe) -> Result<u32> {
         let data = self
@@ -299,7 +294,14 @@ fn configure(
         .as_deref_mut()
         .context("the BPF object has no configuration")?;
     (rodata.min_size, rodata.max_size) = config.sizes;
-    rodata.sample_below = sample_threshold(config.sample_rate);
+    match config.sampling {
+        Sampling::All => {}
+        Sampling::Rate(rate) => rodata.sample_below = sampling::threshold(rate),
+        Sampling::Bytes(mean) => {
+            rodata.sample_distance = sampling::distance(mean);
+            rodata.log2_table = sampling::log2_table();
+        }
+    }
     rodata.max_stack_depth = config.max_depth;
     rodata.count_combined = config.combined;
     rodata.track_mappings = config.mappings;
@@ -330,14 +332,6 @@ fn configure(
     programs.user_enter.set_autoload(single);
     programs.user_leave.set_autoload(single);
     Ok(())
-}
-
-/// An allocation is recorded when a random u32 is below this; 0 stands for always.
-fn sample_threshold(rate: u32) -> u32 {
-    match rate {
-        0 | 1 => 0,
-        rate => u32::try_from((1u64 << 32) / u64::from(rate)).unwrap_or(u32::MAX),
-    }
 }
 
 fn operation(operation: Operation) -> types::op {

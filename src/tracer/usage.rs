@@ -9,6 +9,7 @@ use libbpf_rs::MapCore;
 
 use super::batch;
 use super::ranges::Ranges;
+use super::sampling::Weight;
 use super::skel::types;
 use crate::snapshot::{Allocation, Class, StackId, Usage};
 
@@ -33,21 +34,25 @@ type Key = (u32, Class, StackId);
 pub struct Tally<'a> {
     now_ns: u64,
     filter: &'a Filter,
-    weight: f64,
+    weight: Weight,
     usage: HashMap<Key, Sum>,
 }
 
 #[derive(Default)]
 struct Sum {
+    // exact, as integers; totals can be negative in one slot and positive in the other
     bytes: i64,
     count: i64,
+    // and estimated, where blocks stand for more than themselves
+    estimated_bytes: f64,
+    estimated_count: f64,
     oldest_ns: Option<u64>,
     allocations: Vec<Allocation>,
 }
 
 impl<'a> Tally<'a> {
-    /// Begins. Each recorded block stands for `weight` of its kind.
-    pub fn new(now_ns: u64, filter: &'a Filter, weight: f64) -> Self {
+    /// Begins. Each recorded block stands for as many as `weight` says.
+    pub fn new(now_ns: u64, filter: &'a Filter, weight: Weight) -> Self {
         Self {
             now_ns,
             filter,
@@ -68,7 +73,10 @@ impl<'a> Tally<'a> {
             tid: block.tid,
             age_ns,
         };
-        self.add(group, allocation, 1);
+        let weight = self.weight.of_size(block.size);
+        let sum = self.add(group, allocation, 1);
+        sum.estimated_bytes += block.size as f64 * weight;
+        sum.estimated_count += weight;
     }
 
     /// Adds the anonymous mappings. They are never sampled.
@@ -94,21 +102,28 @@ impl<'a> Tally<'a> {
     /// The sums, for stacks that hold anything.
     pub fn finish(self) -> Vec<Usage> {
         let weight = self.weight;
-        let scale = |figure: i64, class| match class {
-            Class::Heap => (figure.max(0) as f64 * weight).round() as u64,
-            Class::Mmap => figure.max(0).cast_unsigned(),
+        let figures = |sum: &Sum, class| match (class, weight) {
+            (Class::Mmap, _) | (Class::Heap, Weight::One) => (
+                sum.bytes.max(0).cast_unsigned(),
+                sum.count.max(0).cast_unsigned(),
+            ),
+            (Class::Heap, _) => (
+                sum.estimated_bytes.round() as u64,
+                sum.estimated_count.round() as u64,
+            ),
         };
         self.usage
             .into_iter()
             .filter(|(_, sum)| sum.count > 0)
             .map(|((tgid, class, stack), mut sum)| {
                 sum.allocations.sort_by_key(|allocation| allocation.address);
+                let (bytes, count) = figures(&sum, class);
                 Usage {
                     tgid,
                     class,
                     stack,
-                    bytes: scale(sum.bytes, class),
-                    count: scale(sum.count, class),
+                    bytes,
+                    count,
                     oldest_ns: sum.oldest_ns,
                     turnover: None,
                     allocations: sum.allocations,
@@ -125,7 +140,7 @@ impl<'a> Tally<'a> {
         (old && wanted).then_some(age_ns)
     }
 
-    fn add(&mut self, group: Key, allocation: Allocation, count: i64) {
+    fn add(&mut self, group: Key, allocation: Allocation, count: i64) -> &mut Sum {
         let sum = self.usage.entry(group).or_default();
         sum.bytes += allocation.size.cast_signed();
         sum.count += count;
@@ -133,15 +148,24 @@ impl<'a> Tally<'a> {
         if self.filter.allocations {
             sum.allocations.push(allocation);
         }
+        sum
+    }
+
+    /// Adds one slot of a stack's totals.
+    fn add_totals(&mut self, group: Key, bytes: i64, count: i64) {
+        let weight = self.weight.of_size(1);
+        let sum = self.usage.entry(group).or_default();
+        sum.bytes += bytes;
+        sum.count += count;
+        sum.estimated_bytes += bytes as f64 * weight;
+        sum.estimated_count += count as f64 * weight;
     }
 }
 
 /// Adds one slot of all totals.
 pub fn add_slot(map: &impl MapCore, slot: usize, tally: &mut Tally<'_>) -> Result<()> {
     for (key, (bytes, count)) in read_slot(map, slot)? {
-        let sum = tally.usage.entry(key).or_default();
-        sum.bytes += bytes;
-        sum.count += count;
+        tally.add_totals(key, bytes, count);
     }
     Ok(())
 }
@@ -157,9 +181,7 @@ pub fn add_settled_slot(map: &impl MapCore, slot: usize, tally: &mut Tally<'_>) 
         settled = again;
     }
     for (key, (bytes, count)) in settled {
-        let sum = tally.usage.entry(key).or_default();
-        sum.bytes += bytes;
-        sum.count += count;
+        tally.add_totals(key, bytes, count);
     }
     Ok(())
 }
