@@ -16,7 +16,7 @@ use crate::probes::{ObjectPlan, Search, Wanted, discover};
 use crate::report::{Entry, Report};
 use crate::snapshot::{Snapshot, WallTime};
 use crate::symbolize::Symbolizer;
-use crate::target::{MappingEvents, Mappings};
+use crate::target::{Exec, MappingEvents, Mappings};
 use crate::tracer::{self, Config, Filter, Storage, Tracer};
 use traced::Traced;
 use wait::{Interrupts, Wake, monotonic};
@@ -75,10 +75,13 @@ pub fn run(options: &Options) -> Result<u8> {
         mappings,
         mapping_events,
         symbolizer: Symbolizer::new(),
+        lost_mappings: 0,
+        held: matches!(options.target, TargetOption::Command(_)),
         out: BufWriter::new(io::stdout()),
     };
     let ended = session
         .announce()
+        .and_then(|()| session.take_in())
         .and_then(|()| target.release())
         .and_then(|()| session.trace(&target, &interrupts));
     session.tracer.detach();
@@ -97,6 +100,9 @@ struct Session<'a> {
     mappings: Mappings,
     mapping_events: MappingEvents,
     symbolizer: Symbolizer,
+    lost_mappings: u64,
+    /// Whether the target is still to execute its first program.
+    held: bool,
     out: BufWriter<Stdout>,
 }
 
@@ -149,8 +155,18 @@ impl Session<'_> {
     /// Takes in what the kernel has reported.
     fn take_in(&mut self) -> Result<()> {
         let pid = self.pid;
-        self.mapping_events
+        let news = self
+            .mapping_events
             .drain(&mut self.mappings, |mapped| mapped == pid);
+        for Exec { pid, time_ns } in news.executed {
+            if !std::mem::take(&mut self.held) {
+                self.tracer.forget(pid, time_ns)?;
+            }
+        }
+        // what was lost may have been another process's, and can be read anew while this one lives
+        if news.lost > 0 && self.mappings.read(pid).is_err() {
+            self.lost_mappings += news.lost;
+        }
         for call in self.tracer.take_calls()? {
             write_call(&call, &mut self.out)?;
         }
@@ -171,7 +187,7 @@ impl Session<'_> {
         let now_ns = u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX);
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
         snapshot.time = wall_time();
-        snapshot.losses.mappings = self.mapping_events.lost();
+        snapshot.losses.mappings = self.lost_mappings;
         let report = self.name(&snapshot)?;
         write_text(&report, &mut self.out)?;
         self.out.flush()?;

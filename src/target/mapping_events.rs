@@ -9,20 +9,37 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use perf_event::data::{Mmap2, Record};
 use perf_event::events::Software;
-use perf_event::{Builder, SampleFlag, Sampler};
+use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
 use super::mappings::{MappingRecord, Mappings};
 
-/// Bytes of ring buffer per CPU: some hundred announcements, of which a busy machine makes a few per exec.
-const RING_BYTES: usize = 64 * 1024;
+/// Bytes of ring buffer per CPU: about a thousand announcements, of which each exec makes a few.
+const RING_BYTES: usize = 128 * 1024;
 
 /// The kernel's flag, in a comm record, for a name that changed because of exec (PERF_RECORD_MISC_COMM_EXEC).
 const COMM_EXEC: u16 = 1 << 13;
 
+/// A process executed another program: all that it had mapped is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// The process.
+    pub pid: u32,
+    /// When, in ns of CLOCK_MONOTONIC.
+    pub time_ns: u64,
+}
+
+/// What else was announced beside mappings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// In the order in which it happened.
+    pub executed: Vec<Exec>,
+    /// Announcements, of any process, that found no room.
+    pub lost: u64,
+}
+
 /// Rings that collect the announcements, one for each CPU.
 pub struct MappingEvents {
     rings: Vec<Sampler>,
-    lost: u64,
 }
 
 impl MappingEvents {
@@ -36,12 +53,13 @@ impl MappingEvents {
             .map(open_ring)
             .collect::<io::Result<Vec<_>>>()
             .context("failed to follow the mappings of processes (is CAP_PERFMON missing?)")?;
-        Ok(Self { rings, lost: 0 })
+        Ok(Self { rings })
     }
 
     /// Hands over what has been announced since the last call, for the processes that `wanted` names.
-    pub fn drain(&mut self, mappings: &mut Mappings, wanted: impl Fn(u32) -> bool) {
+    pub fn drain(&mut self, mappings: &mut Mappings, wanted: impl Fn(u32) -> bool) -> News {
         let mut announcements = Vec::new();
+        let (mut executed, mut lost) = (Vec::new(), 0);
         for ring in &mut self.rings {
             while let Some(record) = ring.next_record() {
                 let time_ns = trailing_time(&record.to_contiguous());
@@ -54,24 +72,23 @@ impl MappingEvents {
                         let mapped = Announcement::Mapped(record_of(&event));
                         announcements.push((time_ns, event.pid, mapped));
                     }
-                    Ok(Record::Lost(lost)) => self.lost += lost.lost,
+                    Ok(Record::Lost(record)) => lost += record.lost,
                     _ => {}
                 }
             }
         }
         // a process that moves between CPUs leaves its traces in several rings
         announcements.sort_by_key(|(time_ns, ..)| *time_ns);
-        for (_, pid, announcement) in announcements {
+        for (time_ns, pid, announcement) in announcements {
             match announcement {
-                Announcement::Exec => mappings.forget(pid),
+                Announcement::Exec => {
+                    mappings.forget(pid);
+                    executed.push(Exec { pid, time_ns });
+                }
                 Announcement::Mapped(record) => mappings.add(pid, record),
             }
         }
-    }
-
-    /// Announcements that found no room.
-    pub fn lost(&self) -> u64 {
-        self.lost
+        News { executed, lost }
     }
 
     /// Descriptors that become readable when something is announced.
@@ -99,7 +116,7 @@ fn record_of(event: &Mmap2<'_>) -> MappingRecord {
     }
 }
 
-/// The time in ns that the kernel appends to every record, as nothing else was asked for.
+/// The time in ns of CLOCK_MONOTONIC that the kernel appends to every record, as nothing else was asked for.
 fn trailing_time(record: &[u8]) -> u64 {
     record
         .last_chunk()
@@ -115,6 +132,7 @@ fn open_ring(cpu: usize) -> io::Result<Sampler> {
         .comm(true)
         .comm_exec(true)
         .sample(SampleFlag::TIME)
+        .clockid(Clock::MONOTONIC)
         .sample_id_all(true)
         .wakeup_watermark(1)
         .build()?

@@ -70,6 +70,11 @@ impl Events {
         self.ranges.borrow()
     }
 
+    /// A process executed another program: what it had mapped before is gone.
+    pub fn forget(&self, tgid: u32, before_ns: u64) {
+        self.ranges.borrow_mut().forget(tgid, before_ns);
+    }
+
     /// Takes the calls that have come since the last time.
     pub fn take_calls(&self, name: impl Fn(u32) -> String) -> Vec<Call> {
         self.calls

@@ -36,6 +36,7 @@ mod skel {
     unsafe impl plain::Plain for types::call_event {}
 }
 
+use std::collections::HashMap;
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 
@@ -100,6 +101,8 @@ pub struct Tracer<'obj> {
     attachment: Attachment,
     config: Config,
     functions: Vec<Probe>,
+    /// When processes last executed another program, in ns of CLOCK_MONOTONIC.
+    executed: HashMap<u32, u64>,
 }
 
 impl<'obj> Tracer<'obj> {
@@ -123,6 +126,7 @@ impl<'obj> Tracer<'obj> {
             attachment,
             config,
             functions: Vec::new(),
+            executed: HashMap::new(),
         })
     }
 
@@ -155,6 +159,17 @@ impl<'obj> Tracer<'obj> {
         self.links.clear();
     }
 
+    /// A process executed another program at a time on CLOCK_MONOTONIC: what it held before is gone.
+    ///
+    /// # Errors
+    /// Fails when the rings can't be read.
+    pub fn forget(&mut self, tgid: u32, before_ns: u64) -> Result<()> {
+        self.events.drain()?;
+        self.events.forget(tgid, before_ns);
+        self.executed.insert(tgid, before_ns);
+        Ok(())
+    }
+
     /// What is outstanding. `now_ns` is the time of the snapshot on CLOCK_MONOTONIC: blocks that are
     /// allocated while the maps are being read do not belong to it.
     ///
@@ -163,13 +178,11 @@ impl<'obj> Tracer<'obj> {
     pub fn snapshot(&mut self, now_ns: u64, filter: &Filter) -> Result<Snapshot> {
         self.events.drain()?;
         let mut usage = usage::Tally::new(now_ns, filter, Weight::of(self.config.sampling));
-        if self.config.combined {
+        // totals can't tell which of their blocks an exec has done away with
+        if self.config.combined && self.executed.is_empty() {
             self.read_combined(&mut usage)?;
         } else {
-            batch::for_each(
-                &self.skel.maps.allocs,
-                |key: &types::block_key, block: &types::block| usage.add_block(key, block),
-            )?;
+            self.read_blocks(&mut usage)?;
         }
         usage.add_ranges(&self.events.ranges());
         Ok(Snapshot {
@@ -266,6 +279,28 @@ impl<'obj> Tracer<'obj> {
         Ok(u32::try_from(row).unwrap_or(u32::MAX))
     }
 
+    /// Reads block by block, and removes those of programs that have been replaced by exec.
+    fn read_blocks(&mut self, usage: &mut usage::Tally<'_>) -> Result<()> {
+        let allocs = &self.skel.maps.allocs;
+        let mut gone = Vec::new();
+        batch::for_each(
+            allocs,
+            |key: &types::block_key, block: &types::block| match self.executed.get(&key.tgid) {
+                Some(before_ns) if block.time_ns < *before_ns => gone.push(*key),
+                _ => usage.add_block(key, block),
+            },
+        )?;
+        for key in gone {
+            match allocs.delete(&bytes_of(&key)) {
+                Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
+                    return Err(error).context("failed to remove a block");
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the totals as of one moment: changes go to the slot that the epoch names, so once the epoch
     /// has moved on, the slot that it left has come to rest.
     fn read_combined(&mut self, usage: &mut usage::Tally<'_>) -> Result<()> {
@@ -343,6 +378,14 @@ fn operation(operation: Operation) -> types::op {
         Operation::Munmap => types::op::OP_MUNMAP,
         Operation::Mremap => types::op::OP_MREMAP,
     }
+}
+
+/// A key as libbpf-rs takes it.
+fn bytes_of(key: &types::block_key) -> [u8; size_of::<types::block_key>()] {
+    let mut bytes = [0; size_of::<types::block_key>()];
+    bytes[..8].copy_from_slice(&key.address.to_ne_bytes());
+    bytes[8..12].copy_from_slice(&key.tgid.to_ne_bytes());
+    bytes
 }
 
 fn print_libbpf(_level: PrintLevel, message: String) {

@@ -90,6 +90,12 @@ impl Ranges {
         }
     }
 
+    /// A process executed another program: what it had mapped before is gone.
+    pub fn forget(&mut self, tgid: u32, before_ns: u64) {
+        self.pieces
+            .retain(|(owner, _), piece| *owner != tgid || piece.time_ns >= before_ns);
+    }
+
     /// All pieces: process, first address, piece.
     pub fn iter(&self) -> impl Iterator<Item = (u32, u64, &Piece)> {
         self.pieces
@@ -291,6 +297,19 @@ mod tests {
         );
         assert_eq!(pages(&ranges), [(16, 20)]);
         assert_eq!(ranges.iter().next().unwrap().2.stack, 8);
+    }
+
+    #[test]
+    fn exec_leaves_what_was_mapped_since() {
+        let mut ranges = mapped();
+        ranges.map(2, 16 * P..24 * P, at(1), 7, 200);
+        ranges.map(1, 64 * P..65 * P, at(5), 8, 100);
+        ranges.forget(1, 5);
+        let left: Vec<(u32, u64)> = ranges
+            .iter()
+            .map(|(tgid, start, _)| (tgid, start / P))
+            .collect();
+        assert_eq!(left, [(1, 64), (2, 16)]);
     }
 
     #[test]
