@@ -3,6 +3,7 @@
 
 mod attach;
 mod batch;
+mod cost;
 mod events;
 mod kernel;
 mod ranges;
@@ -34,6 +35,8 @@ mod skel {
     unsafe impl plain::Plain for types::range_event {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::call_event {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::activity {}
 }
 
 use std::collections::HashMap;
@@ -42,8 +45,9 @@ use std::os::fd::BorrowedFd;
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject, PrintLevel, set_print};
+use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject, PrintLevel, ProgramMut, set_print};
 
+pub use cost::{Activity, RunTime, Statistics, TrapCost};
 pub use kernel::{Attachment, check};
 pub use usage::Filter;
 
@@ -228,6 +232,38 @@ impl<'obj> Tracer<'obj> {
         }))
     }
 
+    /// How often the programs have run so far.
+    ///
+    /// # Errors
+    /// Fails when the counters can't be read.
+    pub fn activity(&self) -> Result<Activity> {
+        cost::activity(&self.skel.maps.activity)
+    }
+
+    /// Runs and time of the programs in BPF, counted by the kernel while [`Statistics`] are on.
+    ///
+    /// # Errors
+    /// Fails when the kernel does not tell.
+    pub fn run_time(&self) -> Result<RunTime> {
+        let programs = &self.skel.progs;
+        let running: Vec<&ProgramMut<'_>> = match self.attachment {
+            Attachment::Session => vec![&programs.user_session],
+            Attachment::Multi => vec![&programs.user_enter_multi, &programs.user_leave_multi],
+            Attachment::Single => vec![&programs.user_enter_single, &programs.user_leave_single],
+        };
+        cost::run_time(&running)
+    }
+
+    /// Measures what the kernel takes to run an empty program, at the entry and at the return of
+    /// `function`, a function of this very program whose code begins at an offset of its file. `measure`
+    /// calls it many times and gives the time of one call in ns.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses to probe it.
+    pub fn trap_cost(&self, offset: u64, measure: impl Fn() -> f64) -> Result<TrapCost> {
+        cost::trap_cost(&self.skel.progs, self.attachment, offset, measure)
+    }
+
     /// Becomes readable when calls or mappings have been reported.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.events.descriptor()
@@ -364,8 +400,11 @@ fn configure(
     programs.user_session.set_autoload(session);
     programs.user_enter_multi.set_autoload(multi);
     programs.user_leave_multi.set_autoload(multi);
-    programs.user_enter.set_autoload(single);
-    programs.user_leave.set_autoload(single);
+    programs.user_enter_single.set_autoload(single);
+    programs.user_leave_single.set_autoload(single);
+    programs.empty_session.set_autoload(session);
+    programs.empty_enter.set_autoload(!session);
+    programs.empty_leave.set_autoload(!session);
     Ok(())
 }
 
