@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use gimli::{BaseAddresses, DebugFrame, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, Pointer};
 use object::elf::{EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use object::{Object, ObjectSection};
+use object::{Object, ObjectSection, ReadRef};
 
 use super::Error;
 
@@ -15,6 +15,8 @@ const MAX_CODE_SEGMENTS: usize = 64;
 /// Compressed sections that claim to be larger than this times their compressed size are lying: deflate can't do more.
 const MAX_COMPRESSION: u64 = 1_032;
 const ADDRESS_SIZE: u8 = 8;
+
+type Elf<'a, R> = ElfFile64<'a, object::LittleEndian, R>;
 
 /// An executable part of a file. `address − file_offset + vaddr − mapping start` is how a mapping's bias is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,10 +65,10 @@ pub struct Image<'a> {
 
 impl<'a> Image<'a> {
     /// Reads the headers of an x86-64 ELF file.
-    pub fn parse(file: &'a [u8]) -> Result<Self, Error> {
+    pub fn parse(file: impl ReadRef<'a>) -> Result<Self, Error> {
         check_machine(file)?;
-        let elf = ElfFile64::<object::LittleEndian>::parse(file).map_err(malformed)?;
-        let code = code_segments(&elf, file.len() as u64)?;
+        let elf = Elf::parse(file).map_err(malformed)?;
+        let code = code_segments(&elf, file.len().unwrap_or(0))?;
         let section = |name: &str| elf.section_by_name(name);
         let mut bases = BaseAddresses::default();
         if let Some(text) = section(".text") {
@@ -122,23 +124,18 @@ fn malformed(error: object::read::Error) -> Error {
 }
 
 /// Tells a file for another machine from a broken one; 32-bit and big-endian files have a machine number as well.
-fn check_machine(file: &[u8]) -> Result<(), Error> {
+fn check_machine<'a>(file: impl ReadRef<'a>) -> Result<(), Error> {
     const BIG_ENDIAN: u8 = 2;
     const CLASS_64: u8 = 2;
     let too_short = || Error::Malformed("shorter than an ELF header".into());
-    let ident = file.get(..16).ok_or_else(too_short)?;
-    if !ident.starts_with(b"\x7fELF") {
+    let header = file.read_bytes_at(0, 20).map_err(|()| too_short())?;
+    let &[0x7f, b'E', b'L', b'F', class, data, .., low, high] = header else {
         return Err(Error::Malformed("no ELF magic".into()));
-    }
-    let bytes = [
-        *file.get(18).ok_or_else(too_short)?,
-        *file.get(19).ok_or_else(too_short)?,
-    ];
-    let (class, data) = (ident[4], ident[5]);
+    };
     let machine = if data == BIG_ENDIAN {
-        u16::from_be_bytes(bytes)
+        u16::from_be_bytes([low, high])
     } else {
-        u16::from_le_bytes(bytes)
+        u16::from_le_bytes([low, high])
     };
     if machine != EM_X86_64.0 || class != CLASS_64 || data == BIG_ENDIAN {
         return Err(Error::UnsupportedMachine(machine));
@@ -146,8 +143,8 @@ fn check_machine(file: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-fn code_segments(
-    elf: &ElfFile64<'_, object::LittleEndian>,
+fn code_segments<'a>(
+    elf: &Elf<'a, impl ReadRef<'a>>,
     file_len: u64,
 ) -> Result<Vec<Segment>, Error> {
     let endian = elf.endian();
@@ -191,10 +188,7 @@ fn uncompressed<'a>(section: &impl ObjectSection<'a>) -> Option<Frames<'a>> {
 
 /// Finds `.eh_frame` in a file without section headers, through the header that the runtime's own unwinder uses. Its
 /// length is not recorded: it is taken to reach to the end of its segment, and its terminator ends it.
-fn eh_frame_by_header<'a>(
-    elf: &ElfFile64<'a, object::LittleEndian>,
-    file: &'a [u8],
-) -> Option<Frames<'a>> {
+fn eh_frame_by_header<'a, R: ReadRef<'a>>(elf: &Elf<'a, R>, file: R) -> Option<Frames<'a>> {
     let endian = elf.endian();
     let headers: &[<FileHeader64<object::LittleEndian> as FileHeader>::ProgramHeader] =
         elf.elf_program_headers();

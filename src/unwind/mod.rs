@@ -8,6 +8,7 @@ mod rule;
 use cfi::{Entry, Section};
 use elf::Image;
 pub use elf::Segment;
+use object::ReadRef;
 pub use rule::{Dictionary, Rule};
 
 /// Code that one page of a table covers, in bytes.
@@ -106,11 +107,11 @@ impl Table {
 }
 
 /// Builds the table of an ELF file or of a memory image such as the vDSO. `.eh_frame` is used first, `.debug_frame` for
-/// code that it doesn't cover. Broken unwind information costs the code it describes, never the rest.
+/// code that it doesn't cover. The file can be a slice, or a reader that loads only the parts asked for. Broken unwind information costs the code it describes, never the rest.
 ///
 /// # Errors
 /// When the headers can't be parsed or the file is for another machine than x86-64.
-pub fn build(file: &[u8]) -> Result<Table, Error> {
+pub fn build<'a>(file: impl ReadRef<'a>) -> Result<Table, Error> {
     let image = Image::parse(file)?;
     let mut rules = Dictionary::new();
     let changes = changes(&image, &mut rules);

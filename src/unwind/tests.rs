@@ -16,7 +16,7 @@ fn read(path: impl AsRef<Path>) -> Vec<u8> {
 }
 
 fn table(path: impl AsRef<Path>) -> Table {
-    build(&read(path)).unwrap()
+    build(&read(path)[..]).unwrap()
 }
 
 /// Compiles `source` and gives the resulting file's bytes.
@@ -168,7 +168,7 @@ fn libraries_of_debian_are_supported_almost_entirely() {
 #[test]
 fn hand_written_parts_of_libc_have_their_special_rules() {
     let bytes = read(format!("{LIB}/libc.so.6"));
-    let table = build(&bytes).unwrap();
+    let table = build(&bytes[..]).unwrap();
     let rules: Vec<Rule> = table
         .rules
         .codes()
@@ -185,7 +185,7 @@ fn hand_written_parts_of_libc_have_their_special_rules() {
 #[test]
 fn a_static_program_has_its_root_marked() {
     let bytes = compile("int main(void) { return 0; }", &["-static", "-O2"]);
-    let table = build(&bytes).unwrap();
+    let table = build(&bytes[..]).unwrap();
     check_shape(&table);
     let elf = object::read::elf::ElfFile64::<object::LittleEndian>::parse(&bytes[..]).unwrap();
     assert_eq!(table.lookup(object::Object::entry(&elf)), Some(Rule::Stop));
@@ -196,7 +196,7 @@ fn a_realigned_stack_is_found_through_memory() {
     let source = "void *use(void *); int main(int n, char **v) { char a[64 * n] __attribute__((aligned(64))); \
                   struct { char b[64] __attribute__((aligned(64))); } s; use(&s); return use(a) != 0; } \
                   void *use(void *p) { __asm__ volatile(\"\" : : \"r\"(p) : \"memory\"); return p; }";
-    let table = build(&compile(
+    let table = build(&*compile(
         source,
         &["-O2", "-fomit-frame-pointer", "-fno-inline"],
     ))
@@ -224,7 +224,7 @@ fn a_realigned_stack_is_found_through_memory() {
 #[test]
 fn a_lazy_linkage_table_has_its_rule() {
     let flags = ["-O2", "-Wl,-z,lazy", "-fcf-protection=none"];
-    let table = build(&compile(
+    let table = build(&*compile(
         "#include <stdlib.h>\nint main(int n, char **v) { return malloc(n) != 0; }",
         &flags,
     ))
@@ -242,7 +242,7 @@ fn a_lazy_linkage_table_has_its_rule() {
 fn a_frame_of_half_a_megabyte_fits() {
     let source = "void use(void *p) { __asm__ volatile(\"\" : : \"r\"(p) : \"memory\"); } \
                   int main(void) { char frame[700000]; use(frame); return 0; }";
-    let table = build(&compile(
+    let table = build(&*compile(
         source,
         &[
             "-O2",
@@ -284,7 +284,7 @@ fn debug_frame_serves_where_eh_frame_is_missing() {
     ];
     for more in [&["-gz=none"][..], &["-gz=zlib"][..]] {
         let bytes = compile(source, &[&flags[..], more].concat());
-        let table = build(&bytes).unwrap();
+        let table = build(&bytes[..]).unwrap();
         check_shape(&table);
         let large = |rule| {
             matches!(
@@ -314,10 +314,10 @@ fn debug_frame_serves_where_eh_frame_is_missing() {
 #[test]
 fn a_file_without_section_headers_is_read_through_its_program_headers() {
     let mut bytes = read(format!("{LIB}/libc.so.6"));
-    let whole = build(&bytes).unwrap();
+    let whole = build(&bytes[..]).unwrap();
     bytes[40..48].fill(0); // e_shoff
     bytes[60..64].fill(0); // e_shnum, e_shstrndx
-    let stripped = build(&bytes).unwrap();
+    let stripped = build(&bytes[..]).unwrap();
     assert_eq!(stripped.rows, whole.rows);
     assert_eq!(stripped.code, whole.code);
 }
@@ -337,7 +337,7 @@ fn the_vdso_is_read_from_memory() {
         .unwrap()
         .read_exact_at(&mut image, begin)
         .unwrap();
-    let table = build(&image).unwrap();
+    let table = build(&image[..]).unwrap();
     check_shape(&table);
     assert!(table.rows.len() > 20, "{}", table.rows.len());
 }
@@ -419,9 +419,15 @@ fn a_page_repeats_the_rule_in_force_at_its_start() {
 fn other_machines_are_told_from_broken_files() {
     let mut bytes = read(format!("{LIB}/libc.so.6"));
     bytes[18] = 183; // EM_AARCH64
-    assert_eq!(build(&bytes).unwrap_err(), Error::UnsupportedMachine(183));
-    assert!(matches!(build(b"#!/bin/sh\n"), Err(Error::Malformed(_))));
-    assert!(matches!(build(&[]), Err(Error::Malformed(_))));
+    assert_eq!(
+        build(&bytes[..]).unwrap_err(),
+        Error::UnsupportedMachine(183)
+    );
+    assert!(matches!(
+        build(&b"#!/bin/sh\n"[..]),
+        Err(Error::Malformed(_))
+    ));
+    assert!(matches!(build(&[][..]), Err(Error::Malformed(_))));
 }
 
 /// A small file to break, with both frame sections, of which one is compressed.
@@ -469,7 +475,7 @@ fn corrupted_files_do_no_harm() {
             let at = (next() % limit) as usize;
             bytes[at] = next() as u8;
         }
-        if let Ok(table) = build(&bytes) {
+        if let Ok(table) = build(&bytes[..]) {
             check_shape(&table);
         }
     }
@@ -478,7 +484,7 @@ fn corrupted_files_do_no_harm() {
 #[test]
 fn corrupted_frames_of_libc_do_no_harm() {
     let original = read(format!("{LIB}/libc.so.6"));
-    let image = elf::Image::parse(&original).unwrap();
+    let image = elf::Image::parse(&original[..]).unwrap();
     let frames = image
         .eh_frame()
         .map(|(section, _)| gimli::Section::reader(&section).slice().as_ptr_range())
@@ -490,7 +496,7 @@ fn corrupted_frames_of_libc_do_no_harm() {
         for at in (start..start + length).step_by(stride) {
             bytes[at] = bytes[at].wrapping_mul(31).wrapping_add(stride as u8);
         }
-        if let Ok(table) = build(&bytes) {
+        if let Ok(table) = build(&bytes[..]) {
             check_shape(&table);
         }
     }
