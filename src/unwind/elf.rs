@@ -119,6 +119,12 @@ impl<'a> Image<'a> {
     }
 }
 
+/// The GNU build id of any 64-bit little-endian ELF file.
+pub fn build_id<'a>(file: impl ReadRef<'a>) -> Option<Vec<u8>> {
+    let elf = Elf::parse(file).ok()?;
+    elf.build_id().ok().flatten().map(<[u8]>::to_vec)
+}
+
 fn malformed(error: object::read::Error) -> Error {
     Error::Malformed(error.to_string())
 }

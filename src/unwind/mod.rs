@@ -132,6 +132,11 @@ pub fn build<'a>(file: impl ReadRef<'a>) -> Result<Table, Error> {
     })
 }
 
+/// The GNU build id of an ELF file, if it is one and has one.
+pub fn build_id<'a>(file: impl ReadRef<'a>) -> Option<Vec<u8>> {
+    elf::build_id(file)
+}
+
 /// Where rules change over the whole file, by address.
 fn changes(image: &Image, rules: &mut Dictionary) -> Vec<Change> {
     let mut eh_frame = image
