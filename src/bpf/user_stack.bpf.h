@@ -264,8 +264,10 @@ static __always_inline bool step_by_offset(struct walk *walk, __u32 rule)
 /* Adds the frame that the walk has reached and goes to its caller; returns whether there is one. */
 static __always_inline bool walk_frame(struct walk *walk, struct stack *stack)
 {
-	__u32 rule = rule_at(walk, walk->pc - walk->is_return_address);
+	__u32 rule = RULE_NO_FDE;
 
+	if (unwind_with_tables)
+		rule = rule_at(walk, walk->pc - walk->is_return_address);
 	/* The first address comes from the CPU; any other may be what a wrong step has read. */
 	if (rule == RULE_UNKNOWN_CODE) {
 		report_unknown_code(walk->pc);
@@ -293,12 +295,9 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack)
  */
 __noinline int walk_frames(void)
 {
-	struct thread *thread;
+	struct thread *thread = current_thread(false);
 	int i;
 
-	if (!unwind_with_tables)
-		return false;
-	thread = current_thread(false);
 	if (!thread)
 		return false;
 	for (i = 0; i < FRAMES_PER_CALL; i++) {
@@ -306,49 +305,6 @@ __noinline int walk_frames(void)
 			return false;
 	}
 	return true;
-}
-
-static __always_inline void walk_with_tables(struct walk *walk)
-{
-	bool known = begin_lookups(walk);
-	int i;
-
-	if (!known)
-		report_unknown_code(0);
-	for (i = 0; i <= MAX_STACK_DEPTH / FRAMES_PER_CALL; i++) {
-		if (!walk_frames())
-			break;
-	}
-	if (!known)
-		walk->end = STACK_NO_TABLES;
-}
-
-/* Where there are no tables at all; no helper here is newer than Linux 5.5. */
-static __always_inline void walk_by_frame_pointers(struct walk *walk, struct stack *stack)
-{
-	int i;
-
-	for (i = 0; i <= MAX_STACK_DEPTH; i++) {
-		__u64 frame[2], bp = walk->bp;
-
-		if (!add_frame(walk, stack, walk->pc))
-			return;
-		if (!bp || bp < walk->sp || bp & 7) {
-			walk->end = bp ? STACK_FRAME_POINTER : STACK_COMPLETE;
-			return;
-		}
-		if (bpf_probe_read_user(frame, sizeof(frame), (void *)bp)) {
-			walk->end = STACK_UNREADABLE;
-			return;
-		}
-		walk->bp = frame[0];
-		walk->pc = true_return_address(walk, bp + 8, frame[1]);
-		walk->sp = bp + sizeof(frame);
-		if (!walk->pc) {
-			walk->end = STACK_COMPLETE;
-			return;
-		}
-	}
 }
 
 /* Begins at the caller of the function at whose return, or at whose entry, the probe is. */
@@ -381,13 +337,21 @@ static __always_inline void begin_walk(struct pt_regs *ctx, struct walk *walk, b
 static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct thread *thread, bool at_return)
 {
 	struct walk *walk = &thread->walk;
+	bool known = true;
+	int i;
 
 	thread->stack.depth = 0;
 	begin_walk(ctx, walk, at_return);
 	if (unwind_with_tables)
-		walk_with_tables(walk);
-	else
-		walk_by_frame_pointers(walk, &thread->stack);
+		known = begin_lookups(walk);
+	if (!known)
+		report_unknown_code(0);
+	for (i = 0; i <= MAX_STACK_DEPTH / FRAMES_PER_CALL; i++) {
+		if (!walk_frames())
+			break;
+	}
+	if (!known)
+		walk->end = STACK_NO_TABLES;
 	if (walk->end != STACK_COMPLETE)
 		__sync_fetch_and_add(&stacks_cut[walk->end % STACK_ENDS], 1);
 	return walk->hash ? walk->hash : 1;
