@@ -45,8 +45,8 @@ struct walk {
 	__u64 return_instance; /* the kernel's record of it */
 	__u64 window_begin, window_size;
 	__u64 window[WINDOW_WORDS];
-	__u32 end; /* enum stack_end */
-	__u32 generation; /* which state of the process's mappings the caches below hold */
+	__u32 end;		       /* enum stack_end */
+	__u32 generation;	       /* which state of the process's mappings the caches below hold */
 	struct unwind_mapping mapping; /* the last one that was found */
 	struct cached_rule rules[1 << RULE_CACHE_BITS];
 };

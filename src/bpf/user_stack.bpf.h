@@ -139,7 +139,7 @@ static __always_inline bool read_stack(struct walk *walk, __u64 address, __u64 *
 }
 
 /* The kinds and numbers of rules: src/unwind/rule.rs has the layout. */
-#define RULE_KIND(rule) ((rule) & 7)
+#define RULE_KIND(rule) ((rule)&7)
 #define RULE_KIND_SPECIAL 0
 #define RULE_KIND_RSP 1
 #define RULE_KIND_RBP 2
@@ -164,7 +164,8 @@ static __always_inline bool read_stack(struct walk *walk, __u64 address, __u64 *
 #define RBP_SAME 0
 #define RBP_LOST 1
 
-/* Registers of the interrupted code in the kernel's rt_sigframe, from the signal trampoline's stack pointer. */
+/* Registers of the interrupted code in the kernel's rt_sigframe, from the signal trampoline's stack pointer.
+ */
 #define SIGNAL_FRAME_RBP 120
 #define SIGNAL_FRAME_RSP 160
 #define SIGNAL_FRAME_RIP 168
@@ -252,8 +253,8 @@ static __always_inline bool step_by_memory(struct walk *walk, __u32 rule)
 
 static __always_inline bool step_by_offset(struct walk *walk, __u32 rule)
 {
-	__u64 cfa = RULE_KIND(rule) == RULE_KIND_RSP ? walk->sp + RULE_OFFSET(rule) :
-							walk->bp + RULE_SIGNED_OFFSET(rule);
+	__u64 cfa = RULE_KIND(rule) == RULE_KIND_RSP ? walk->sp + RULE_OFFSET(rule)
+						     : walk->bp + RULE_SIGNED_OFFSET(rule);
 	__u64 saved = RULE_RBP(rule), slot = RBP_SAME;
 
 	if (saved)

@@ -7,6 +7,7 @@ mod events;
 mod kernel;
 mod ranges;
 mod sampling;
+mod unwind_tables;
 mod usage;
 
 #[allow(
@@ -32,6 +33,8 @@ mod skel {
     unsafe impl plain::Plain for types::stack {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::range_event {}
+    // SAFETY: as above; unwind.h keeps this one so.
+    unsafe impl plain::Plain for types::unwind_process {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::call_event {}
 }

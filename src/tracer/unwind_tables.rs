@@ -11,18 +11,19 @@ use std::sync::{Mutex, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use libbpf_rs::libbpf_sys::bpf_map_create_opts;
-use libbpf_rs::{MapCore, MapFlags, MapHandle, MapType};
+use anyhow::{Context as _, Result, anyhow};
+use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
+use libbpf_sys::bpf_map_create_opts;
 use object::ReadCache;
 
-use crate::skel::types::{unwind_block, unwind_mapping, unwind_process};
+use super::skel::types::{unwind_block, unwind_mapping, unwind_process};
 use crate::unwind::{self, CodePages, Dictionary, PAGE_SIZE, Segment, Table};
 
 /// Rows in one block: what a 16-bit index reaches.
 const BLOCK_ROWS: usize = size_of::<unwind_block>() / size_of::<u32>();
 /// Mappings that fit in one process's value.
-const MAX_MAPPINGS: usize = (size_of::<unwind_process>() - offset_of!(unwind_process, mappings)) / size_of::<unwind_mapping>();
+const MAX_MAPPINGS: usize = (size_of::<unwind_process>() - offset_of!(unwind_process, mappings))
+    / size_of::<unwind_mapping>();
 // Layout of a page's value, as src/bpf/unwind.h tells.
 const PAGE_FIRST_SHIFT: u32 = 16;
 const PAGE_BLOCK_SHIFT: u32 = 32;
@@ -121,6 +122,7 @@ pub struct UnwindTables {
     files: HashMap<FileId, LoadedFile>,
     images: HashMap<Vec<u8>, LoadedFile>,
     block: Option<Block>,
+    spare: Option<Block>,
     next_block: u32,
     next_page: u32,
     generation: u32,
@@ -137,6 +139,7 @@ impl UnwindTables {
             files: HashMap::new(),
             images: HashMap::new(),
             block: None,
+            spare: None,
             next_block: 1,
             next_page: 0,
             generation: 0,
@@ -155,13 +158,25 @@ impl UnwindTables {
     /// # Errors
     /// When the kernel refuses memory for a map. A file that can't be read is no error: it counts in
     /// [`Usage::failed`], and the unwinder follows frame pointers through it.
-    pub fn set_process(&mut self, tgid: u32, mappings: &[CodeMapping], progress: impl FnMut(usize, usize)) -> Result<()> {
-        let files: Vec<Option<FileId>> = mappings.iter().map(|mapping| identify(&mapping.code)).collect();
+    pub fn set_process(
+        &mut self,
+        tgid: u32,
+        mappings: &[CodeMapping],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        let files: Vec<Option<FileId>> = mappings
+            .iter()
+            .map(|mapping| identify(&mapping.code))
+            .collect();
         self.load_new_files(mappings, &files, progress)?;
-        let mut described: Vec<unwind_mapping> =
-            mappings.iter().zip(&files).map(|(mapping, file)| self.describe(mapping, file.as_ref())).collect();
+        let mut described: Vec<unwind_mapping> = mappings
+            .iter()
+            .zip(&files)
+            .map(|(mapping, file)| self.describe(mapping, file.as_ref()))
+            .collect();
         described.sort_by_key(|mapping| mapping.begin);
-        self.publish_process(tgid, &merge(described))
+        self.publish_process(tgid, &merge(described))?;
+        self.prepare_block()
     }
 
     /// Forgets a process that has ended.
@@ -170,9 +185,8 @@ impl UnwindTables {
     /// When the kernel refuses; not when the process was unknown.
     pub fn remove_process(&mut self, tgid: u32) -> Result<()> {
         match self.maps.processes.delete(&tgid.to_ne_bytes()) {
-            Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => {
-                Err(error).with_context(|| format!("failed to forget the mappings of process {tgid}"))
-            }
+            Err(error) if error.kind() != libbpf_rs::ErrorKind::NotFound => Err(error)
+                .with_context(|| format!("failed to forget the mappings of process {tgid}")),
             _ => Ok(()),
         }
     }
@@ -232,26 +246,49 @@ impl UnwindTables {
             && self.next_block as usize + blocks <= self.maps.blocks.max_entries() as usize
     }
 
-    fn load_segment(&mut self, table: &Table, code: &CodePages, numbers: &[u16]) -> Result<LoadedSegment> {
+    fn load_segment(
+        &mut self,
+        table: &Table,
+        code: &CodePages,
+        numbers: &[u16],
+    ) -> Result<LoadedSegment> {
         let first_page = self.next_page;
         let mut values: Vec<u8> = Vec::with_capacity(code.page_count() * size_of::<u64>());
         for page in code.first_rows.windows(2) {
-            let rows = table.rows.get(page[0] as usize..page[1] as usize).unwrap_or_default();
+            let rows = table
+                .rows
+                .get(page[0] as usize..page[1] as usize)
+                .unwrap_or_default();
             let rows = rows.iter().map(|row| {
-                let number = numbers.get((row & 0xffff) as usize).copied().unwrap_or(Dictionary::UNSUPPORTED);
+                let number = numbers
+                    .get((row & 0xffff) as usize)
+                    .copied()
+                    .unwrap_or(Dictionary::UNSUPPORTED);
                 row & 0xffff_0000 | u32::from(number)
             });
             values.extend(self.store_page(rows)?.to_ne_bytes());
         }
-        let keys: Vec<u8> = (first_page..).take(code.page_count()).flat_map(u32::to_ne_bytes).collect();
+        let keys: Vec<u8> = (first_page..)
+            .take(code.page_count())
+            .flat_map(u32::to_ne_bytes)
+            .collect();
         if !values.is_empty() {
             self.maps
                 .pages
-                .update_batch(&keys, &values, code.page_count() as u32, MapFlags::ANY, MapFlags::ANY)
+                .update_batch(
+                    &keys,
+                    &values,
+                    code.page_count() as u32,
+                    MapFlags::ANY,
+                    MapFlags::ANY,
+                )
                 .context("failed to write the pages of an unwind table")?;
         }
         self.next_page += code.page_count() as u32;
-        Ok(LoadedSegment { segment: code.segment, first_page })
+        Ok(LoadedSegment {
+            segment: code.segment,
+            first_page,
+        })
     }
 
     /// Adds a page's rows to the block under way, or to a new one, and tells where they are. A page never crosses from
@@ -261,11 +298,21 @@ impl UnwindTables {
         if count == 0 {
             return Ok(0);
         }
-        if self.block.as_ref().is_none_or(|block| block.rows.len() + rows.len() > BLOCK_ROWS) {
+        if self
+            .block
+            .as_ref()
+            .is_none_or(|block| block.rows.len() + rows.len() > BLOCK_ROWS)
+        {
             self.publish_block()?;
-            self.block = Some(self.new_block()?);
+            let next = match self.spare.take() {
+                Some(spare) => spare,
+                None => self.new_block()?,
+            };
+            self.block = Some(next);
         }
-        let Some(block) = &mut self.block else { return Ok(0) };
+        let Some(block) = &mut self.block else {
+            return Ok(0);
+        };
         let first = block.rows.len() as u64;
         block.rows.extend(rows);
         Ok(u64::from(block.key) << PAGE_BLOCK_SHIFT | first << PAGE_FIRST_SHIFT | (count - 1))
@@ -276,21 +323,32 @@ impl UnwindTables {
         let key = self.next_block;
         self.maps
             .blocks
-            .update(&key.to_ne_bytes(), &map.as_fd().as_raw_fd().to_ne_bytes(), MapFlags::ANY)
+            .update(
+                &key.to_ne_bytes(),
+                &map.as_fd().as_raw_fd().to_ne_bytes(),
+                MapFlags::ANY,
+            )
             .context("failed to add a block of unwind rows")?;
         self.next_block += 1;
         self.usage.row_bytes += size_of::<unwind_block>();
-        Ok(Block { key, map, rows: Vec::with_capacity(BLOCK_ROWS) })
+        Ok(Block {
+            key,
+            map,
+            rows: Vec::with_capacity(BLOCK_ROWS),
+        })
     }
 
     fn publish_block(&mut self) -> Result<()> {
-        let Some(block) = &self.block else { return Ok(()) };
+        let Some(block) = &self.block else {
+            return Ok(());
+        };
         write_words(&block.map, &block.rows).context("failed to write unwind rows")
     }
 
     fn publish_rules(&mut self) -> Result<()> {
         if self.published_rules != self.rules.codes().len() {
-            write_words(&self.maps.rules, self.rules.codes()).context("failed to write unwind rules")?;
+            write_words(&self.maps.rules, self.rules.codes())
+                .context("failed to write unwind rules")?;
             self.published_rules = self.rules.codes().len();
         }
         Ok(())
@@ -302,13 +360,25 @@ impl UnwindTables {
             (_, Some(id)) => self.files.get(id),
             _ => None,
         };
-        let mut described = unwind_mapping { begin: mapping.begin, end: mapping.end, ..Default::default() };
+        let mut described = unwind_mapping {
+            begin: mapping.begin,
+            end: mapping.end,
+            ..Default::default()
+        };
         let segments = loaded.map(Vec::as_slice).unwrap_or_default();
-        let best = segments.iter().max_by_key(|loaded| shown(mapping, loaded.segment));
+        let best = segments
+            .iter()
+            .max_by_key(|loaded| shown(mapping, loaded.segment));
         if let Some(loaded) = best.filter(|loaded| shown(mapping, loaded.segment) > 0) {
-            let Segment { vaddr, file_offset, .. } = loaded.segment;
+            let Segment {
+                vaddr, file_offset, ..
+            } = loaded.segment;
             // All of this wraps: a bias is a distance, as is what is added to a page's number.
-            described.bias = mapping.begin.wrapping_sub(mapping.file_offset).wrapping_add(file_offset).wrapping_sub(vaddr);
+            described.bias = mapping
+                .begin
+                .wrapping_sub(mapping.file_offset)
+                .wrapping_add(file_offset)
+                .wrapping_sub(vaddr);
             described.page_bias = loaded.first_page.wrapping_sub((vaddr / PAGE_SIZE) as u32);
             described.has_table = 1;
         }
@@ -317,27 +387,52 @@ impl UnwindTables {
 
     fn publish_process(&mut self, tgid: u32, mappings: &[unwind_mapping]) -> Result<()> {
         self.generation += 1;
-        let mut process = Box::new(unwind_process { generation: self.generation, ..Default::default() });
-        let kept = mappings.get(..MAX_MAPPINGS).unwrap_or(mappings);
-        process.count = kept.len() as u32;
-        for (slot, mapping) in process.mappings.iter_mut().zip(kept) {
-            *slot = *mapping;
-        }
+        let value = process_value(self.generation, mappings)?;
         let map = create_array("unwind_process", size_of::<unwind_process>())?;
-        map.update(&0u32.to_ne_bytes(), bytes_of(&*process), MapFlags::ANY)
+        map.update(&0u32.to_ne_bytes(), &value, MapFlags::ANY)
             .and_then(|()| {
                 let fd = map.as_fd().as_raw_fd().to_ne_bytes();
-                self.maps.processes.update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
+                self.maps
+                    .processes
+                    .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
             })
             .with_context(|| format!("failed to store the mappings of process {tgid}"))
     }
+
+    /// Has an empty block at hand: adding one waits for all running programs, which is better done while nothing does.
+    fn prepare_block(&mut self) -> Result<()> {
+        let room = (self.next_block as usize) < self.maps.blocks.max_entries() as usize;
+        if self.spare.is_none() && room {
+            self.spare = Some(self.new_block()?);
+        }
+        Ok(())
+    }
+}
+
+/// The value that tells the unwinder a process's mappings. What doesn't fit is left out: the highest addresses.
+fn process_value(generation: u32, mappings: &[unwind_mapping]) -> Result<Vec<u8>> {
+    let mut bytes = vec![0; size_of::<unwind_process>()];
+    let process: &mut unwind_process = plain::from_mut_bytes(&mut bytes)
+        .map_err(|error| anyhow!("failed to lay out the mappings of a process: {error:?}"))?;
+    let kept = mappings.len().min(MAX_MAPPINGS);
+    process.generation = generation;
+    process.count = kept as u32;
+    for (slot, mapping) in process.mappings.iter_mut().zip(mappings) {
+        *slot = *mapping;
+    }
+    Ok(bytes)
 }
 
 /// Bytes of a segment that a mapping shows. The kernel maps whole pages, so a mapping can also show the end or the
 /// beginning of a neighbouring segment.
 fn shown(mapping: &CodeMapping, segment: Segment) -> u64 {
-    let mapped_to = mapping.file_offset.saturating_add(mapping.end.saturating_sub(mapping.begin));
-    let end = segment.file_offset.saturating_add(segment.size).min(mapped_to);
+    let mapped_to = mapping
+        .file_offset
+        .saturating_add(mapping.end.saturating_sub(mapping.begin));
+    let end = segment
+        .file_offset
+        .saturating_add(segment.size)
+        .min(mapped_to);
     end.saturating_sub(segment.file_offset.max(mapping.file_offset))
 }
 
@@ -347,7 +442,8 @@ fn merge(mappings: Vec<unwind_mapping>) -> Vec<unwind_mapping> {
     let same_table = |a: &unwind_mapping, b: &unwind_mapping| {
         a.has_table == b.has_table && a.bias == b.bias && a.page_bias == b.page_bias
     };
-    let join = |mappings: Vec<unwind_mapping>, joins: &dyn Fn(&unwind_mapping, &unwind_mapping) -> bool| {
+    let join = |mappings: Vec<unwind_mapping>,
+                joins: &dyn Fn(&unwind_mapping, &unwind_mapping) -> bool| {
         let mut joined: Vec<unwind_mapping> = Vec::with_capacity(mappings.len());
         for mapping in mappings {
             match joined.last_mut() {
@@ -366,9 +462,19 @@ fn merge(mappings: Vec<unwind_mapping>) -> Vec<unwind_mapping> {
 
 fn identify(code: &Code) -> Option<FileId> {
     match code {
-        Code::File { device, inode, path } => {
-            let build_id = File::open(path).ok().and_then(|file| unwind::build_id(&ReadCache::new(file)));
-            Some(FileId { device: *device, inode: *inode, build_id })
+        Code::File {
+            device,
+            inode,
+            path,
+        } => {
+            let build_id = File::open(path)
+                .ok()
+                .and_then(|file| unwind::build_id(&ReadCache::new(file)));
+            Some(FileId {
+                device: *device,
+                inode: *inode,
+                build_id,
+            })
         }
         Code::Image(_) | Code::Anonymous => None,
     }
@@ -380,11 +486,16 @@ fn build_file(path: &PathBuf) -> Option<Table> {
 }
 
 /// Builds the tables of all files, on as many threads as there are processors; results are in the order of `paths`.
-fn build_all(paths: &[(FileId, PathBuf)], mut progress: impl FnMut(usize, usize)) -> Vec<Option<Table>> {
+fn build_all(
+    paths: &[(FileId, PathBuf)],
+    mut progress: impl FnMut(usize, usize),
+) -> Vec<Option<Table>> {
     let mut tables: Vec<Option<Table>> = paths.iter().map(|_| None).collect();
     let next = Mutex::new(paths.iter().map(|(_, path)| path).enumerate());
     let (sender, built) = mpsc::channel();
-    let threads = thread::available_parallelism().map_or(1, NonZeroUsize::get).min(paths.len());
+    let threads = thread::available_parallelism()
+        .map_or(1, NonZeroUsize::get)
+        .min(paths.len());
     thread::scope(|scope| {
         for _ in 0..threads {
             let (sender, next) = (sender.clone(), &next);
@@ -417,9 +528,19 @@ fn build_all(paths: &[(FileId, PathBuf)], mut progress: impl FnMut(usize, usize)
 
 /// An array with one element, to be the inner map of another.
 fn create_array(name: &str, value_size: usize) -> Result<MapHandle> {
-    let options = bpf_map_create_opts { sz: size_of::<bpf_map_create_opts>() as u64, ..Default::default() };
-    MapHandle::create(MapType::Array, Some(name), size_of::<u32>() as u32, value_size as u32, 1, &options)
-        .context("failed to create a map for unwind tables")
+    let options = bpf_map_create_opts {
+        sz: size_of::<bpf_map_create_opts>() as u64,
+        ..Default::default()
+    };
+    MapHandle::create(
+        MapType::Array,
+        Some(name),
+        size_of::<u32>() as u32,
+        value_size as u32,
+        1,
+        &options,
+    )
+    .context("failed to create a map for unwind tables")
 }
 
 /// Writes the only element of an array of u32 words; the words behind the given ones are 0.
@@ -429,8 +550,111 @@ fn write_words(map: &MapHandle, words: &[u32]) -> libbpf_rs::Result<()> {
     map.update(&0u32.to_ne_bytes(), &bytes, MapFlags::ANY)
 }
 
-#[allow(unsafe_code)] // the kernel wants a map's value as bytes
-fn bytes_of(process: &unwind_process) -> &[u8] {
-    // SAFETY: the struct is plain integers without padding (src/bpf/unwind.h), so all its bytes are initialised.
-    unsafe { std::slice::from_raw_parts(std::ptr::from_ref(process).cast(), size_of::<unwind_process>()) }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mapping(begin: u64, end: u64, bias: u64, has_table: u32) -> unwind_mapping {
+        unwind_mapping {
+            begin,
+            end,
+            bias,
+            page_bias: 0,
+            has_table,
+        }
+    }
+
+    fn ranges(mappings: Vec<unwind_mapping>) -> Vec<(u64, u64)> {
+        merge(mappings)
+            .iter()
+            .map(|mapping| (mapping.begin, mapping.end))
+            .collect()
+    }
+
+    #[test]
+    fn mappings_of_one_file_that_continue_each_other_are_one() {
+        let parts = vec![
+            mapping(0x1000, 0x2000, 7, 1),
+            mapping(0x2000, 0x3000, 7, 1),
+            mapping(0x3000, 0x4000, 8, 1),
+        ];
+        assert_eq!(ranges(parts), [(0x1000, 0x3000), (0x3000, 0x4000)]);
+    }
+
+    #[test]
+    fn gaps_stay_gaps_while_there_is_room() {
+        let parts = vec![mapping(0x1000, 0x2000, 0, 0), mapping(0x3000, 0x4000, 0, 0)];
+        assert_eq!(ranges(parts), [(0x1000, 0x2000), (0x3000, 0x4000)]);
+    }
+
+    #[test]
+    fn scattered_code_without_tables_is_joined_when_there_is_too_much_of_it() {
+        let mut parts: Vec<unwind_mapping> = (0..3_000)
+            .map(|n| mapping(0x10_0000 + n * 0x2000, 0x10_1000 + n * 0x2000, 0, 0))
+            .collect();
+        parts.push(mapping(0x7f00_0000_0000, 0x7f00_0000_1000, 9, 1));
+        assert_eq!(
+            ranges(parts),
+            [
+                (0x10_0000, 0x10_1000 + 2_999 * 0x2000),
+                (0x7f00_0000_0000, 0x7f00_0000_1000)
+            ]
+        );
+    }
+
+    #[test]
+    fn a_mapping_that_shows_the_edge_of_another_segment_belongs_to_the_larger_part() {
+        let text = Segment {
+            vaddr: 0x1000,
+            file_offset: 0x1000,
+            size: 0x1800,
+        };
+        let more = Segment {
+            vaddr: 0x4800,
+            file_offset: 0x2800,
+            size: 0x2000,
+        };
+        let mapped = CodeMapping {
+            begin: 0x5000,
+            end: 0x8000,
+            file_offset: 0x2000,
+            code: Code::Anonymous,
+        };
+        assert_eq!(shown(&mapped, text), 0x800);
+        assert_eq!(shown(&mapped, more), 0x2000);
+    }
+
+    #[test]
+    fn a_value_holds_the_lowest_mappings_that_fit() {
+        let mappings: Vec<unwind_mapping> = (0..5_000).map(|n| mapping(n, n + 1, 0, 1)).collect();
+        let bytes = process_value(42, &mappings).unwrap();
+        let process: &unwind_process = plain::from_bytes(&bytes).unwrap();
+        assert_eq!(
+            (process.generation, process.count),
+            (42, MAX_MAPPINGS as u32)
+        );
+        assert_eq!(
+            process.mappings[MAX_MAPPINGS - 1].begin,
+            MAX_MAPPINGS as u64 - 1
+        );
+    }
+
+    #[test]
+    fn tables_come_in_the_order_that_was_asked_for() {
+        let id = |inode| FileId {
+            device: 0,
+            inode,
+            build_id: None,
+        };
+        let paths = [
+            (id(1), PathBuf::from("/proc/self/exe")),
+            (id(2), PathBuf::from("/nonexistent")),
+            (id(3), PathBuf::from("/proc/self/exe")),
+        ];
+        let tables = build_all(&paths, |_, _| {});
+        assert_eq!(
+            tables.iter().map(Option::is_some).collect::<Vec<_>>(),
+            [true, false, true]
+        );
+    }
 }
