@@ -1,4 +1,4 @@
-//! The parts of an ELF file that unwinding needs: executable segments, frame sections, build id.
+//! The parts of an ELF file that unwinding needs: executable segments and frame sections.
 //! What the frame sections say is read elsewhere.
 
 use std::borrow::Cow;
@@ -56,8 +56,6 @@ struct Frames<'a> {
 pub struct Image<'a> {
     /// The executable segments.
     pub code: Vec<Segment>,
-    /// The GNU build id.
-    pub build_id: Option<Vec<u8>>,
     bases: BaseAddresses,
     eh_frame: Option<Frames<'a>>,
     debug_frame: Option<Frames<'a>>,
@@ -90,10 +88,8 @@ impl<'a> Image<'a> {
             bases = bases.set_eh_frame(frames.address);
         }
         let debug_frame = section(".debug_frame").and_then(|section| uncompressed(&section));
-        let build_id = elf.build_id().ok().flatten().map(<[u8]>::to_vec);
         Ok(Image {
             code,
-            build_id,
             bases,
             eh_frame,
             debug_frame,
@@ -117,12 +113,6 @@ impl<'a> Image<'a> {
         section.set_address_size(ADDRESS_SIZE);
         Some((section, self.bases.clone()))
     }
-}
-
-/// The GNU build id of any 64-bit little-endian ELF file.
-pub fn build_id<'a>(file: impl ReadRef<'a>) -> Option<Vec<u8>> {
-    let elf = Elf::parse(file).ok()?;
-    elf.build_id().ok().flatten().map(<[u8]>::to_vec)
 }
 
 fn malformed(error: object::read::Error) -> Error {

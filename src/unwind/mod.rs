@@ -76,8 +76,6 @@ pub struct Table {
     /// This file's rules, numbered for this table alone: give them numbers that hold across tables with
     /// [`Table::renumbering`].
     pub rules: Dictionary,
-    /// The GNU build id, where the file has one.
-    pub build_id: Option<Vec<u8>>,
 }
 
 impl Table {
@@ -124,17 +122,7 @@ pub fn build<'a>(file: impl ReadRef<'a>) -> Result<Table, Error> {
             first_rows: pack(*segment, &changes, &mut rows),
         })
         .collect();
-    Ok(Table {
-        code,
-        rows,
-        rules,
-        build_id: image.build_id,
-    })
-}
-
-/// The GNU build id of an ELF file, if it is one and has one.
-pub fn build_id<'a>(file: impl ReadRef<'a>) -> Option<Vec<u8>> {
-    elf::build_id(file)
+    Ok(Table { code, rows, rules })
 }
 
 /// Where rules change over the whole file, by address.
