@@ -2,6 +2,7 @@
 //! The only place that reads clocks, waits, and prints.
 
 mod traced;
+mod unwinding;
 mod wait;
 
 use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
@@ -19,6 +20,7 @@ use crate::symbolize::Symbolizer;
 use crate::target::{MappingEvents, Mappings};
 use crate::tracer::{self, Config, Filter, Storage, Tracer};
 use traced::Traced;
+use unwinding::Unwinding;
 use wait::{Interrupts, Wake, monotonic};
 
 /// Traces as the options say; gives memleak's exit status.
@@ -50,6 +52,9 @@ pub fn run(options: &Options) -> Result<u8> {
 
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
+    let mut unwinding = Unwinding::default();
+    unwinding.foresee(&mut tracer, &candidates)?;
+    unwinding.refresh(&mut tracer, &mut mappings, pid)?;
     for object in &objects {
         if options.verbose {
             describe(object);
@@ -74,6 +79,7 @@ pub fn run(options: &Options) -> Result<u8> {
         tracer,
         mappings,
         mapping_events,
+        unwinding,
         symbolizer: Symbolizer::new(),
         out: BufWriter::new(io::stdout()),
     };
@@ -96,6 +102,7 @@ struct Session<'a> {
     tracer: Tracer<'a>,
     mappings: Mappings,
     mapping_events: MappingEvents,
+    unwinding: Unwinding,
     symbolizer: Symbolizer,
     out: BufWriter<Stdout>,
 }
@@ -151,6 +158,8 @@ impl Session<'_> {
         let pid = self.pid;
         self.mapping_events
             .drain(&mut self.mappings, |mapped| mapped == pid);
+        self.unwinding
+            .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         for call in self.tracer.take_calls()? {
             write_call(&call, &mut self.out)?;
         }
@@ -226,6 +235,7 @@ fn config(options: &Options) -> Config {
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
+        unwind_tables: cfg!(target_arch = "x86_64"),
         verbose: options.verbose,
     }
 }

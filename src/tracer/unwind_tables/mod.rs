@@ -21,13 +21,16 @@ use store::{LoadedFile, Store, create_array};
 const MAX_MAPPINGS: usize = (size_of::<unwind_process>() - offset_of!(unwind_process, mappings))
     / size_of::<unwind_mapping>();
 
+/// Device and inode of a file, as stat(2) gives them.
+pub type FileId = (u64, u64);
+
 /// Where the bytes of an executable mapping come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Code {
     /// A file.
     File {
-        /// Number that no other file of this run has.
-        id: usize,
+        /// Device and inode. The file must stay open while it is traced, so that no other one gets them.
+        id: FileId,
         /// Where it can be opened now.
         path: PathBuf,
     },
@@ -81,7 +84,7 @@ pub struct Usage {
 pub struct UnwindTables {
     store: Store,
     processes: MapHandle,
-    files: HashMap<usize, LoadedFile>,
+    files: HashMap<FileId, LoadedFile>,
     images: HashMap<Vec<u8>, LoadedFile>,
     generation: u32,
 }
@@ -103,7 +106,7 @@ impl UnwindTables {
         self.store.usage()
     }
 
-    /// Loads the tables of files, numbered as in [`Code::File`], before any process maps them. While that takes longer
+    /// Loads the tables of files before any process maps them. While that takes longer
     /// than half a second, `progress` is told how many of how many are built.
     ///
     /// # Errors
@@ -111,10 +114,10 @@ impl UnwindTables {
     /// [`Usage::failed`], and the unwinder follows frame pointers through it.
     pub fn load_files(
         &mut self,
-        files: impl Iterator<Item = (usize, PathBuf)>,
+        files: impl Iterator<Item = (FileId, PathBuf)>,
         progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        let mut new: Vec<(usize, PathBuf)> = Vec::new();
+        let mut new: Vec<(FileId, PathBuf)> = Vec::new();
         for (id, path) in files {
             if !self.files.contains_key(&id) && !new.iter().any(|(known, _)| *known == id) {
                 new.push((id, path));
