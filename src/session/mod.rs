@@ -3,6 +3,7 @@
 
 mod overhead;
 mod traced;
+mod unwinding;
 mod wait;
 
 use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
@@ -22,6 +23,7 @@ use crate::target::{Exec, MappingEvents, Mappings};
 use crate::tracer::{self, Config, Filter, Storage, Tracer};
 use overhead::Overhead;
 use traced::Traced;
+use unwinding::Unwinding;
 use wait::{Interrupts, Wake, monotonic};
 
 /// Intervals in a row that the overhead may be above the user's limit, with this one the last.
@@ -56,6 +58,9 @@ pub fn run(options: &Options) -> Result<u8> {
 
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
+    let mut unwinding = Unwinding::default();
+    unwinding.foresee(&mut tracer, &candidates)?;
+    unwinding.refresh(&mut tracer, &mut mappings, pid)?;
     for object in &objects {
         if options.verbose {
             describe(object);
@@ -80,6 +85,7 @@ pub fn run(options: &Options) -> Result<u8> {
         tracer,
         mappings,
         mapping_events,
+        unwinding,
         symbolizer: Symbolizer::new(),
         lost_mappings: 0,
         overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
@@ -117,6 +123,7 @@ struct Session<'a> {
     tracer: Tracer<'a>,
     mappings: Mappings,
     mapping_events: MappingEvents,
+    unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
     overhead: Overhead,
@@ -199,6 +206,8 @@ impl Session<'_> {
         if news.lost > 0 && self.mappings.read(pid).is_err() {
             self.lost_mappings += news.lost;
         }
+        self.unwinding
+            .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         for call in self.tracer.take_calls()? {
             write_call(&call, &mut self.out)?;
         }
@@ -314,6 +323,7 @@ fn config(options: &Options) -> Config {
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
+        unwind_tables: cfg!(target_arch = "x86_64"),
         verbose: options.verbose,
     }
 }

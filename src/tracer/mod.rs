@@ -8,6 +8,7 @@ mod events;
 mod kernel;
 mod ranges;
 mod sampling;
+mod unwind_tables;
 mod usage;
 
 #[allow(
@@ -33,22 +34,30 @@ mod skel {
     unsafe impl plain::Plain for types::stack {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::range_event {}
+    // SAFETY: as above; unwind.h keeps these so.
+    unsafe impl plain::Plain for types::unknown_code_event {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_process {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::call_event {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::activity {}
 }
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject, PrintLevel, ProgramMut, set_print};
+use libbpf_rs::{
+    Link, MapCore as _, MapFlags, MapHandle, OpenObject, PrintLevel, ProgramMut, set_print,
+};
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
 pub use kernel::{Attachment, check};
+pub use unwind_tables::{Code, CodeMapping, FileId};
 pub use usage::Filter;
 
 use crate::options::Sampling;
@@ -59,6 +68,7 @@ use attach::ObjectProbes;
 use events::Events;
 use sampling::Weight;
 use skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
+use unwind_tables::UnwindTables;
 
 /// Bytes of the ring of calls, when they are traced.
 const CALL_RING_BYTES: u32 = 4 << 20;
@@ -82,6 +92,8 @@ pub struct Config {
     pub max_stacks: u32,
     /// Frames per stack at the most.
     pub max_depth: u32,
+    /// Unwind with tables; otherwise by frame pointers alone.
+    pub unwind_tables: bool,
     /// Pass on what libbpf says.
     pub verbose: bool,
 }
@@ -107,6 +119,7 @@ pub struct Tracer<'obj> {
     functions: Vec<Probe>,
     /// When processes last executed another program, in ns of CLOCK_MONOTONIC.
     executed: HashMap<u32, u64>,
+    tables: UnwindTables,
 }
 
 impl<'obj> Tracer<'obj> {
@@ -122,7 +135,18 @@ impl<'obj> Tracer<'obj> {
             .context("failed to open the BPF object")?;
         configure(&mut open, attachment, &config)?;
         let skel = open.load().context("failed to load the BPF programs")?;
-        let events = Events::open(&skel.maps.range_events, &skel.maps.call_events)?;
+        let maps = &skel.maps;
+        let events = Events::open(
+            &maps.range_events,
+            &maps.call_events,
+            &maps.unknown_code_events,
+        )?;
+        let tables = UnwindTables::new(unwind_tables::Maps {
+            blocks: MapHandle::try_from(&maps.unwind_blocks)?,
+            pages: MapHandle::try_from(&maps.unwind_pages)?,
+            rules: MapHandle::try_from(&maps.unwind_rules)?,
+            processes: MapHandle::try_from(&maps.unwind_processes)?,
+        });
         Ok(Self {
             links: Vec::new(),
             events,
@@ -131,6 +155,7 @@ impl<'obj> Tracer<'obj> {
             config,
             functions: Vec::new(),
             executed: HashMap::new(),
+            tables,
         })
     }
 
@@ -156,6 +181,46 @@ impl<'obj> Tracer<'obj> {
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
+    }
+
+    /// Whether stacks are unwound with tables, which [`Tracer::load_tables`] and [`Tracer::set_code`] provide.
+    pub fn wants_tables(&self) -> bool {
+        self.config.unwind_tables
+    }
+
+    /// Loads the unwind tables of files that processes are going to map. `progress` is told now and then how many of how
+    /// many are built.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn load_tables(
+        &mut self,
+        files: impl Iterator<Item = (FileId, PathBuf)>,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        self.tables.load_files(files, progress)
+    }
+
+    /// Tells the unwinder what code a process maps now.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn set_code(
+        &mut self,
+        pid: u32,
+        mappings: &[CodeMapping],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        self.tables.set_process(pid, mappings, progress)
+    }
+
+    /// Takes the processes in which the unwinder has met code that it wasn't told of.
+    ///
+    /// # Errors
+    /// Fails when the ring can't be read.
+    pub fn take_unknown_code(&mut self) -> Result<BTreeSet<u32>> {
+        self.events.drain()?;
+        Ok(self.events.take_unknown_code())
     }
 
     /// Removes all probes; what was recorded stays readable.
@@ -377,6 +442,7 @@ fn configure(
     rodata.count_combined = config.combined;
     rodata.track_mappings = config.mappings;
     rodata.trace_calls = config.calls;
+    rodata.unwind_with_tables = config.unwind_tables;
     rodata.return_trap_is_optional = attachment == Attachment::Session;
 
     let maps = &mut open.maps;
