@@ -192,6 +192,10 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 127, help_heading = "Limits")]
     pub perf_max_stack_depth: u32,
 
+    /// Detach when tracing takes more than this percentage of the target's CPU time, for two intervals
+    #[arg(long, value_name = "PCT", help_heading = "Limits")]
+    pub max_overhead: Option<f64>,
+
     /// Say on stderr what is probed and how
     #[arg(short, long)]
     pub verbose: bool,

@@ -86,6 +86,8 @@ pub struct Options {
     pub count: Option<u64>,
     /// Print each call as it happens.
     pub trace: bool,
+    /// Detach above this percentage of the target's CPU time.
+    pub max_overhead: Option<f64>,
     /// Which allocations are recorded.
     pub recording: Recording,
     /// How reports look.
@@ -105,7 +107,14 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
     if arguments.count == Some(0) {
         return Err("count must be at least 1".into());
     }
+    if !arguments
+        .max_overhead
+        .is_none_or(|percentage| percentage > 0.0)
+    {
+        return Err("--max-overhead must be a percentage above 0".into());
+    }
     Ok(Options {
+        max_overhead: arguments.max_overhead,
         interval: Duration::from_secs_f64(arguments.interval),
         count: arguments.count,
         object: arguments.obj.clone(),

@@ -11,6 +11,7 @@
 #include <stdbool.h>
 
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
 
 #define EEXIST 17
 
@@ -99,8 +100,20 @@ struct mm_struct {
 	struct uprobes_state uprobes_state;
 };
 
+/* A function whose return is trapped; `stack` is the address of its return address. */
+struct return_instance {
+	unsigned long stack;
+	unsigned long orig_ret_vaddr;
+	struct return_instance *next;
+};
+
+struct uprobe_task {
+	struct return_instance *return_instances;
+};
+
 struct task_struct {
 	struct mm_struct *mm;
+	struct uprobe_task *utask;
 };
 
 #pragma clang attribute pop

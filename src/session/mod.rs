@@ -1,10 +1,13 @@
 //! The loop of a live run: wait, take a snapshot, report, until count, Ctrl-C or the target's end.
 //! The only place that reads clocks, waits, and prints.
 
+mod overhead;
 mod traced;
+mod unwinding;
 mod wait;
 
 use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -18,8 +21,13 @@ use crate::snapshot::{Snapshot, WallTime};
 use crate::symbolize::Symbolizer;
 use crate::target::{Exec, MappingEvents, Mappings};
 use crate::tracer::{self, Config, Filter, Storage, Tracer};
+use overhead::Overhead;
 use traced::Traced;
+use unwinding::Unwinding;
 use wait::{Interrupts, Wake, monotonic};
+
+/// Intervals in a row that the overhead may be above the user's limit, with this one the last.
+const MAX_EXPENSIVE: u32 = 2;
 
 /// Traces as the options say; gives memleak's exit status.
 ///
@@ -50,6 +58,9 @@ pub fn run(options: &Options) -> Result<u8> {
 
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
+    let mut unwinding = Unwinding::default();
+    unwinding.foresee(&mut tracer, &candidates)?;
+    unwinding.refresh(&mut tracer, &mut mappings, pid)?;
     for object in &objects {
         if options.verbose {
             describe(object);
@@ -74,8 +85,11 @@ pub fn run(options: &Options) -> Result<u8> {
         tracer,
         mappings,
         mapping_events,
+        unwinding,
         symbolizer: Symbolizer::new(),
         lost_mappings: 0,
+        overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
+        expensive: 0,
         held: matches!(options.target, TargetOption::Command(_)),
         out: BufWriter::new(io::stdout()),
     };
@@ -85,12 +99,22 @@ pub fn run(options: &Options) -> Result<u8> {
         .and_then(|()| target.release())
         .and_then(|()| session.trace(&target, &interrupts));
     session.tracer.detach();
-    let status = target.leave(&interrupts);
     match ended {
-        Err(error) if is_closed_pipe(&error) => status,
-        Err(error) => Err(error),
-        Ok(()) => status,
+        Ok(End::TooExpensive) => target.see_off(&interrupts),
+        Err(error) if !is_closed_pipe(&error) => {
+            target.leave(&interrupts)?;
+            Err(error)
+        }
+        Ok(End::Done) | Err(_) => target.leave(&interrupts),
     }
+}
+
+/// How a session ends.
+enum End {
+    /// All reports were made, the target ended, or the user wanted no more.
+    Done,
+    /// The overhead stayed above the user's limit.
+    TooExpensive,
 }
 
 struct Session<'a> {
@@ -99,8 +123,12 @@ struct Session<'a> {
     tracer: Tracer<'a>,
     mappings: Mappings,
     mapping_events: MappingEvents,
+    unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
+    overhead: Overhead,
+    /// Intervals in a row in which the overhead was above the limit.
+    expensive: u32,
     /// Whether the target is still to execute its first program.
     held: bool,
     out: BufWriter<Stdout>,
@@ -124,26 +152,37 @@ impl Session<'_> {
         Ok(self.out.flush()?)
     }
 
-    fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<()> {
-        use std::os::fd::AsFd as _;
+    fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<End> {
         let mut reports = 0;
         let mut deadline = monotonic() + self.options.interval;
         loop {
             let mut descriptors = vec![self.tracer.descriptor()];
             descriptors.extend(self.mapping_events.descriptors());
             let process = target.process().as_fd();
-            let wake = wait::wait(interrupts, process, &descriptors, Some(deadline))?;
+            let until = self
+                .overhead
+                .statistics_end()
+                .unwrap_or(deadline)
+                .min(deadline);
+            let wake = wait::wait(interrupts, process, &descriptors, Some(until))?;
             self.take_in()?;
+            self.overhead.end_statistics(&self.tracer)?;
+            let older = self.options.reporting.older;
             match wake {
-                Wake::Reports => continue,
+                Wake::Reports => {}
+                Wake::Deadline if until < deadline => {}
                 // nothing is young any more once its process is gone
-                Wake::Exit => return self.report(Duration::ZERO),
-                Wake::Interrupt => return self.report(self.options.reporting.older),
+                Wake::Exit => return self.last_report(Duration::ZERO),
+                Wake::Interrupt => return self.last_report(older),
                 Wake::Deadline => {
-                    self.report(self.options.reporting.older)?;
                     reports += 1;
                     if self.options.count == Some(reports) {
-                        return Ok(());
+                        return self.last_report(older);
+                    }
+                    self.report(older)?;
+                    if self.is_too_expensive()? {
+                        self.last_report(older)?;
+                        return Ok(End::TooExpensive);
                     }
                     // keep the pace, but never try to make up for reports that were missed
                     deadline = (deadline + self.options.interval).max(monotonic());
@@ -167,10 +206,52 @@ impl Session<'_> {
         if news.lost > 0 && self.mappings.read(pid).is_err() {
             self.lost_mappings += news.lost;
         }
+        self.unwinding
+            .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         for call in self.tracer.take_calls()? {
             write_call(&call, &mut self.out)?;
         }
         Ok(self.out.flush()?)
+    }
+
+    /// The report that ends the session, and what all of it has cost.
+    fn last_report(&mut self, older: Duration) -> Result<End> {
+        self.report(older)?;
+        let (_, total) = self.overhead.estimate(&self.tracer)?;
+        eprintln!("memleak: overhead: {total}");
+        let calls = self.tracer.losses().calls;
+        if self.options.trace {
+            eprintln!("memleak: {calls} calls were dropped from the trace");
+        }
+        Ok(End::Done)
+    }
+
+    /// Looks at the last interval; says so when the limit was passed for the second time in a row.
+    fn is_too_expensive(&mut self) -> Result<bool> {
+        let limit = self.options.max_overhead;
+        if limit.is_none() && !self.options.verbose {
+            return Ok(false);
+        }
+        let (recent, _) = self.overhead.estimate(&self.tracer)?;
+        if self.options.verbose {
+            eprintln!("memleak: overhead: {recent}");
+        }
+        let Some(limit) = limit else {
+            return Ok(false);
+        };
+        match recent.share.is_some_and(|share| share * 100.0 > limit) {
+            true => self.expensive += 1,
+            false => self.expensive = 0,
+        }
+        if self.expensive < MAX_EXPENSIVE {
+            return Ok(false);
+        }
+        eprintln!(
+            "memleak: detaching: the overhead stayed above --max-overhead {limit} for \
+             {MAX_EXPENSIVE} intervals ({recent})"
+        );
+        self.tracer.detach();
+        Ok(true)
     }
 
     fn report(&mut self, older: Duration) -> Result<()> {
@@ -243,6 +324,7 @@ fn config(options: &Options) -> Config {
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
+        unwind_tables: cfg!(target_arch = "x86_64"),
         verbose: options.verbose,
     }
 }

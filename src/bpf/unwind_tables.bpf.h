@@ -1,0 +1,233 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * From an address of the current process to its unwind rule: the maps that hold the tables, the searches in
+ * them, and the caches in front. Knows nothing of registers and frames.
+ */
+#ifndef UNWIND_TABLES_BPF_H
+#define UNWIND_TABLES_BPF_H
+
+#include "thread.bpf.h"
+
+/* What `rule_at` answers besides rules: no rule has these bits. */
+#define RULE_UNKNOWN_CODE 7
+/* Rule::NoFde in src/unwind/rule.rs */
+#define RULE_NO_FDE 0
+
+/* A process's unknown code is reported once in this time; the tracer needs longer to read its mappings. */
+#define UNKNOWN_CODE_INTERVAL_NS 5000000ULL
+
+/* Blocks of rows, made and filled by the tracer as files come. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1024);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_ARRAY);
+			__uint(max_entries, 1);
+			__uint(key_size, sizeof(__u32));
+			__uint(value_size, sizeof(struct unwind_block));
+		});
+} unwind_blocks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 65536);
+	__type(key, __u32);
+	__type(value, __u64);
+} unwind_pages SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct unwind_block);
+} unwind_rules SEC(".maps");
+
+/* By tgid. A changed process gets a whole new inner map, so that a walk never sees half a change. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
+	__uint(max_entries, 1024);
+	__uint(key_size, sizeof(__u32));
+	__uint(value_size, sizeof(__u32));
+	__array(
+		values, struct {
+			__uint(type, BPF_MAP_TYPE_ARRAY);
+			__uint(max_entries, 1);
+			__uint(key_size, sizeof(__u32));
+			__uint(value_size, sizeof(struct unwind_process));
+		});
+} unwind_processes SEC(".maps");
+
+/* By tgid: when its unknown code was reported last. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u64);
+} unknown_code_reports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} unknown_code_events SEC(".maps");
+
+/* Types that no map or variable names would be missing from the skeleton. */
+const volatile struct unknown_code_event unknown_code_event_type = {};
+const volatile enum stack_end stack_end_type = STACK_COMPLETE;
+const volatile struct unwind_process *const unwind_process_type = NULL;
+
+static __always_inline void report_unknown_code(__u64 address)
+{
+	struct unknown_code_event event = {
+		.tgid = bpf_get_current_pid_tgid() >> 32,
+		.address = address,
+	};
+	__u64 now = bpf_ktime_get_ns();
+	__u64 *last = bpf_map_lookup_elem(&unknown_code_reports, &event.tgid);
+
+	if (last && now - *last < UNKNOWN_CODE_INTERVAL_NS)
+		return;
+	bpf_map_update_elem(&unknown_code_reports, &event.tgid, &now, BPF_ANY);
+	/* a full ring already asks for what this asks for */
+	bpf_ringbuf_output(&unknown_code_events, &event, sizeof(event), 0);
+}
+
+/* What is known of the current process; NULL while nothing is. */
+static __always_inline struct unwind_process *current_process(void)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32, zero = 0;
+	void *process = bpf_map_lookup_elem(&unwind_processes, &tgid);
+
+	return process ? bpf_map_lookup_elem(process, &zero) : NULL;
+}
+
+/*
+ * All ones where a <= b, else 0, for numbers below 2^63. A comparison would be a branch, and a search with
+ * branches has too many paths for the verifier; the empty asm keeps clang from making it one again.
+ */
+static __always_inline __u64 mask_if_not_above(__u64 a, __u64 b)
+{
+	__u64 mask = (__s64)(a - b - 1) >> 63;
+
+	barrier_var(mask);
+	return mask;
+}
+
+/* The last mapping that begins at or below an address; the first where there is none. */
+static __always_inline struct unwind_mapping *search_mappings(struct unwind_process *process, __u64 address)
+{
+	__u64 base = 0, step, last = process->count - 1;
+
+	for (step = UNWIND_MAPPINGS / 2; step; step >>= 1) {
+		__u64 probe = base + step;
+		__u64 begin = process->mappings[probe & (UNWIND_MAPPINGS - 1)].begin;
+
+		base += step & mask_if_not_above(probe, last) & mask_if_not_above(begin, address);
+	}
+	return &process->mappings[base & (UNWIND_MAPPINGS - 1)];
+}
+
+/* The last row of a page at or below an offset; a page's first row is for offset 0. */
+static __always_inline __u32 search_rows(const struct unwind_block *block, __u64 page, __u64 offset)
+{
+	__u64 base = (page >> UNWIND_PAGE_FIRST_SHIFT) & 0xffff;
+	__u64 last = base + (page & 0xffff);
+	__u64 target = offset << 16 | 0xffff;
+	__u64 step;
+
+	for (step = UNWIND_BLOCK_ROWS / 2; step; step >>= 1) {
+		__u64 probe = base + step;
+		__u64 row = block->words[probe & (UNWIND_BLOCK_ROWS - 1)];
+
+		base += step & mask_if_not_above(probe, last) & mask_if_not_above(row, target);
+	}
+	return block->words[base & (UNWIND_BLOCK_ROWS - 1)];
+}
+
+/* The rule for an address of a file that has a table. */
+static __always_inline __u32 rule_in_table(const struct unwind_mapping *mapping, __u64 address)
+{
+	__u64 in_file = address - mapping->bias;
+	__u32 page_key = mapping->page_bias + (__u32)(in_file >> 16);
+	__u64 *page = bpf_map_lookup_elem(&unwind_pages, &page_key);
+	struct unwind_block *block, *rules;
+	__u32 block_key, zero = 0;
+	void *blocks;
+
+	if (!page || !*page)
+		return RULE_NO_FDE;
+	block_key = *page >> UNWIND_PAGE_BLOCK_SHIFT;
+	blocks = bpf_map_lookup_elem(&unwind_blocks, &block_key);
+	if (!blocks)
+		return RULE_NO_FDE;
+	block = bpf_map_lookup_elem(blocks, &zero);
+	rules = bpf_map_lookup_elem(&unwind_rules, &zero);
+	if (!block || !rules)
+		return RULE_NO_FDE;
+	return rules->words[search_rows(block, *page, in_file & 0xffff) & (UNWIND_BLOCK_ROWS - 1)];
+}
+
+/*
+ * The rule for an address of the current process, past the cache. Not static, so that the verifier looks at
+ * it once and not at each call.
+ */
+__noinline __u32 look_up_rule(__u64 address)
+{
+	struct unwind_mapping *mapping;
+	struct unwind_process *process;
+	struct thread *thread;
+
+	if (!unwind_with_tables)
+		return RULE_NO_FDE;
+	thread = current_thread(false);
+	if (!thread)
+		return RULE_NO_FDE;
+	mapping = &thread->walk.mapping;
+	if (address < mapping->begin || address >= mapping->end) {
+		process = current_process();
+		if (!process)
+			return RULE_NO_FDE;
+		mapping = search_mappings(process, address);
+		if (address < mapping->begin || address >= mapping->end)
+			return RULE_UNKNOWN_CODE;
+		thread->walk.mapping = *mapping;
+	}
+	if (!mapping->has_table)
+		return RULE_NO_FDE;
+	return rule_in_table(mapping, address);
+}
+
+/* The rule for an address of the current process. */
+static __always_inline __u32 rule_at(struct walk *walk, __u64 address)
+{
+	__u32 slot = (address * 0x9e3779b97f4a7c15ULL) >> (64 - RULE_CACHE_BITS);
+	struct cached_rule *cached = &walk->rules[slot & ((1 << RULE_CACHE_BITS) - 1)];
+
+	if (cached->address != address || cached->generation != walk->generation) {
+		__u32 rule = look_up_rule(address);
+
+		if (rule == RULE_UNKNOWN_CODE)
+			return rule;
+		cached->address = address;
+		cached->generation = walk->generation;
+		cached->rule = rule;
+	}
+	return cached->rule;
+}
+
+/* Makes the caches those of the process's present mappings. Returns whether anything is known of it. */
+static __always_inline bool begin_lookups(struct walk *walk)
+{
+	struct unwind_process *process = current_process();
+	__u32 generation = process ? process->generation : 0;
+
+	if (walk->generation != generation) {
+		walk->generation = generation;
+		walk->mapping.begin = walk->mapping.end = 0;
+	}
+	return process;
+}
+
+#endif
