@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::offline::ReportArguments;
+use crate::publish::LiveArguments;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -195,6 +196,10 @@ pub struct Arguments {
     /// Detach when tracing takes more than this percentage of the target's CPU time, for two intervals
     #[arg(long, value_name = "PCT", help_heading = "Limits")]
     pub max_overhead: Option<f64>,
+
+    /// What to do with reports besides printing them.
+    #[command(flatten)]
+    pub live: LiveArguments,
 
     /// Say on stderr what is probed and how
     #[arg(short, long)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cli::{Arguments, SiteChoice, SortKey};
 use crate::probes::ProbeAt;
+use crate::publish::LiveArguments;
 use crate::snapshot::MAX_STACK_DEPTH;
 
 /// One sample in a GiB: what the programs' arithmetic can hold.
@@ -92,6 +93,8 @@ pub struct Options {
     pub recording: Recording,
     /// How reports look.
     pub reporting: Reporting,
+    /// What to do with reports besides printing them.
+    pub live: LiveArguments,
     /// Say what is probed and how.
     pub verbose: bool,
 }
@@ -124,6 +127,7 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
             SiteChoice::Symbol => ProbeAt::Symbol,
         },
         trace: arguments.trace,
+        live: arguments.live.clone(),
         verbose: arguments.verbose,
         target: validate_target(arguments)?,
         recording,

@@ -1,26 +1,31 @@
 //! The loop of a live run: wait, take a snapshot, report, until count, Ctrl-C or the target's end.
 //! The only place that reads clocks, waits, and prints.
 
+mod outputs;
 mod overhead;
 mod traced;
 mod unwinding;
 mod wait;
 
-use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::analysis::findings::Finding;
+use crate::analysis::history::Key;
 use crate::analysis::rank;
 use crate::options::{Options, Sampling, TargetOption};
-use crate::output::{warning, write_call, write_text};
+use crate::output::{growth, warning, write_call, write_text};
 use crate::probes::{ObjectPlan, Search, Wanted, discover};
+use crate::recording::model::Reason;
 use crate::report::{Entry, Report};
-use crate::snapshot::{Snapshot, WallTime};
+use crate::snapshot::{Snapshot, Usage, WallTime};
 use crate::symbolize::Symbolizer;
 use crate::target::{Exec, MappingEvents, Mappings};
 use crate::tracer::{self, Config, Filter, Storage, Tracer};
+use outputs::{Occasion, Outputs};
 use overhead::Overhead;
 use traced::Traced;
 use unwinding::Unwinding;
@@ -44,6 +49,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let mut mappings = Mappings::default();
     let (mut target, candidates) = Traced::open(&options.target, &mut mappings)?;
     let pid = target.process().pid();
+    let outputs = Outputs::open(options, Some(pid), wall_time(), monotonic_ns())?;
     let objects = discover(
         &candidates,
         &Wanted {
@@ -91,7 +97,11 @@ pub fn run(options: &Options) -> Result<u8> {
         overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
         expensive: 0,
         held: matches!(options.target, TargetOption::Command(_)),
-        out: BufWriter::new(io::stdout()),
+        out: BufWriter::new(match outputs.takes_stdout() {
+            true => Box::new(io::sink()),
+            false => Box::new(io::stdout()),
+        }),
+        outputs,
     };
     let ended = session
         .announce()
@@ -99,14 +109,16 @@ pub fn run(options: &Options) -> Result<u8> {
         .and_then(|()| target.release())
         .and_then(|()| session.trace(&target, &interrupts));
     session.tracer.detach();
-    match ended {
-        Ok(End::TooExpensive) => target.see_off(&interrupts),
+    let outputs = session.outputs;
+    let status = match ended {
+        Ok(End::TooExpensive) => target.see_off(&interrupts)?,
         Err(error) if !is_closed_pipe(&error) => {
             target.leave(&interrupts)?;
-            Err(error)
+            return Err(error);
         }
-        Ok(End::Done) | Err(_) => target.leave(&interrupts),
-    }
+        Ok(End::Done) | Err(_) => target.leave(&interrupts)?,
+    };
+    Ok(outputs.finish()?.unwrap_or(status))
 }
 
 /// How a session ends.
@@ -131,7 +143,8 @@ struct Session<'a> {
     expensive: u32,
     /// Whether the target is still to execute its first program.
     held: bool,
-    out: BufWriter<Stdout>,
+    out: BufWriter<Box<dyn Write>>,
+    outputs: Outputs,
 }
 
 impl Session<'_> {
@@ -172,16 +185,18 @@ impl Session<'_> {
                 Wake::Reports => {}
                 Wake::Deadline if until < deadline => {}
                 // nothing is young any more once its process is gone
-                Wake::Exit => return self.last_report(Duration::ZERO),
-                Wake::Interrupt => return self.last_report(older),
+                Wake::Exit => return self.last_report(Duration::ZERO, Reason::Final),
+                Wake::Interrupt => return self.last_report(older, Reason::Interval),
+                Wake::Demand => self.report(older, Reason::Demand)?,
+                Wake::Mark => self.report(older, Reason::Mark)?,
                 Wake::Deadline => {
                     reports += 1;
                     if self.options.count == Some(reports) {
-                        return self.last_report(older);
+                        return self.last_report(older, Reason::Interval);
                     }
-                    self.report(older)?;
+                    self.report(older, Reason::Interval)?;
                     if self.is_too_expensive()? {
-                        self.last_report(older)?;
+                        self.last_report(older, Reason::Interval)?;
                         return Ok(End::TooExpensive);
                     }
                     // keep the pace, but never try to make up for reports that were missed
@@ -215,8 +230,8 @@ impl Session<'_> {
     }
 
     /// The report that ends the session, and what all of it has cost.
-    fn last_report(&mut self, older: Duration) -> Result<End> {
-        self.report(older)?;
+    fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
+        self.report(older, reason)?;
         let (_, total) = self.overhead.estimate(&self.tracer)?;
         eprintln!("memleak: overhead: {total}");
         let calls = self.tracer.losses().calls;
@@ -254,7 +269,7 @@ impl Session<'_> {
         Ok(true)
     }
 
-    fn report(&mut self, older: Duration) -> Result<()> {
+    fn report(&mut self, older: Duration, reason: Reason) -> Result<()> {
         let reporting = &self.options.reporting;
         let filter = Filter {
             // totals know no ages, so nothing is left out beside them either
@@ -265,12 +280,23 @@ impl Session<'_> {
             tids: reporting.tids.clone(),
             allocations: reporting.show_allocations && !reporting.combined_only,
         };
-        let now_ns = u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = monotonic_ns();
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
         let report = self.name(&snapshot)?;
+        let pid = self.pid;
+        let report = self.outputs.take(
+            &snapshot,
+            report,
+            Occasion {
+                now_ns,
+                reason,
+                pid,
+            },
+        );
         write_text(&report, &mut self.out)?;
+        self.write_growth(&snapshot)?;
         self.out.flush()?;
         if let Some(warning) = warning(&report.losses) {
             eprintln!("memleak: warning: {warning}");
@@ -278,24 +304,29 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Ends a report with the stacks that grow.
+    fn write_growth(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let (growing, limit) = self.outputs.growing(self.pid);
+        let mut findings = Vec::new();
+        for (key, growth) in growing {
+            if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
+                findings.push(Finding {
+                    entry: self.entry(usage)?,
+                    growth,
+                });
+            }
+        }
+        let findings = self.outputs.filter_growing(findings);
+        Ok(growth::write(&findings, limit, &mut self.out)?)
+    }
+
     /// Ranks a snapshot and names what will be shown.
     fn name(&mut self, snapshot: &Snapshot) -> Result<Report> {
         let reporting = &self.options.reporting;
-        let ranking = rank(snapshot, reporting.sort, reporting.top);
+        let ranking = rank(snapshot, reporting.sort, self.outputs.stacks_to_name());
         let mut entries = Vec::new();
         for usage in &ranking.shown {
-            let stack = self.tracer.stack(usage.stack)?;
-            let frames =
-                stack.map(|stack| self.symbolizer.frames(&self.mappings, self.pid, &stack));
-            entries.push(Entry {
-                tgid: usage.tgid,
-                class: usage.class,
-                bytes: usage.bytes,
-                count: usage.count,
-                oldest_ns: usage.oldest_ns,
-                turnover: usage.turnover,
-                frames,
-            });
+            entries.push(self.entry(usage)?);
         }
         Ok(Report {
             time: snapshot.time,
@@ -309,6 +340,29 @@ impl Session<'_> {
             losses: snapshot.losses,
         })
     }
+
+    /// Names what a stack holds.
+    fn entry(&mut self, usage: &Usage) -> Result<Entry> {
+        let stack = self.tracer.stack(usage.stack)?;
+        let frames = stack.map(|stack| self.symbolizer.frames(&self.mappings, self.pid, &stack));
+        Ok(Entry {
+            tgid: usage.tgid,
+            class: usage.class,
+            bytes: usage.bytes,
+            count: usage.count,
+            oldest_ns: usage.oldest_ns,
+            turnover: usage.turnover,
+            frames,
+        })
+    }
+}
+
+fn key_of(usage: &Usage) -> Key {
+    (usage.tgid, usage.class, usage.stack)
+}
+
+fn monotonic_ns() -> u64 {
+    u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn config(options: &Options) -> Config {
