@@ -87,6 +87,27 @@ static __always_inline __u64 argument(struct arguments arguments, __u32 number)
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+struct super_block {
+	__u32 s_dev;
+};
+
+struct inode {
+	unsigned long i_ino;
+	struct super_block *i_sb;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_end;
+	unsigned long vm_flags;
+	unsigned long vm_pgoff;
+	struct file *vm_file;
+};
+
 /* Where the kernel executes probed instructions out of line; its first slot is the return trampoline. */
 struct xol_area {
 	unsigned long vaddr;

@@ -39,6 +39,10 @@ mod skel {
     // SAFETY: as above.
     unsafe impl plain::Plain for types::unwind_process {}
     // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_file_key {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_file {}
+    // SAFETY: as above.
     unsafe impl plain::Plain for types::call_event {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::activity {}
@@ -146,6 +150,7 @@ impl<'obj> Tracer<'obj> {
             pages: MapHandle::try_from(&maps.unwind_pages)?,
             rules: MapHandle::try_from(&maps.unwind_rules)?,
             processes: MapHandle::try_from(&maps.unwind_processes)?,
+            files: MapHandle::try_from(&maps.unwind_files)?,
         });
         Ok(Self {
             links: Vec::new(),
@@ -443,6 +448,7 @@ fn configure(
     rodata.track_mappings = config.mappings;
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = config.unwind_tables;
+    rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
     rodata.return_trap_is_optional = attachment == Attachment::Session;
 
     let maps = &mut open.maps;
