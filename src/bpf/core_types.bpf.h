@@ -52,10 +52,10 @@ static __always_inline struct arguments regs_arguments(const struct pt_regs *reg
 				  regs->regs[3], regs->regs[4], regs->regs[5]};
 }
 
-#define regs_result(regs) ((regs)->regs[0])
-#define regs_sp(regs) ((regs)->sp)
-#define regs_pc(regs) ((regs)->pc)
-#define regs_frame(regs) ((regs)->regs[29])
+#define regs_result(context) ((context)->regs[0])
+#define regs_sp(context) ((context)->sp)
+#define regs_pc(context) ((context)->pc)
+#define regs_frame(context) ((context)->regs[29])
 #define SP_AT_RETURN(entry_sp) (entry_sp)
 #define RETURN_ADDRESS_ON_STACK 0
 #else

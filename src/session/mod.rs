@@ -73,6 +73,7 @@ pub fn run(options: &Options) -> Result<u8> {
             })?;
     }
     if options.verbose {
+        unwinding::describe(&tracer);
         eprintln!(
             "memleak: armed in {} ms ({:?} probes)",
             (monotonic() - begun).as_millis(),

@@ -64,6 +64,22 @@ impl Unwinding {
     }
 }
 
+/// Says how stacks are unwound and what that costs.
+pub fn describe(tracer: &Tracer<'_>) {
+    if !tracer.wants_tables() {
+        return eprintln!("memleak: unwinding by frame pointers");
+    }
+    let usage = tracer.table_usage();
+    eprintln!(
+        "memleak: unwinding with tables: {} rows and {} rules of {} files in {} KiB, {} files without",
+        usage.rows,
+        usage.rules,
+        usage.files,
+        usage.row_bytes / 1024,
+        usage.failed
+    );
+}
+
 fn report_progress(done: usize, all: usize) {
     eprintln!("memleak: reading unwind tables: {done} of {all} files");
 }

@@ -61,7 +61,7 @@ use libbpf_rs::{
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
 pub use kernel::{Attachment, check};
-pub use unwind_tables::{Code, CodeMapping, FileId};
+pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
 use crate::options::Sampling;
@@ -217,6 +217,11 @@ impl<'obj> Tracer<'obj> {
         progress: impl FnMut(usize, usize),
     ) -> Result<()> {
         self.tables.set_process(pid, mappings, progress)
+    }
+
+    /// What the unwind tables hold and cost so far.
+    pub fn table_usage(&self) -> TableUsage {
+        self.tables.usage()
     }
 
     /// Takes the processes in which the unwinder has met code that it wasn't told of.

@@ -174,18 +174,6 @@ impl UnwindTables {
         self.store.prepare_block()
     }
 
-    /// Forgets a process that has ended.
-    ///
-    /// # Errors
-    /// When the kernel refuses; not when the process was unknown.
-    pub fn remove_process(&mut self, tgid: u32) -> Result<()> {
-        match self.processes.delete(&tgid.to_ne_bytes()) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
-                .with_context(|| format!("failed to forget the mappings of process {tgid}")),
-            _ => Ok(()),
-        }
-    }
-
     fn describe(&self, mapping: &CodeMapping) -> unwind_mapping {
         let loaded = match &mapping.code {
             Code::File { id, .. } => self.files.get(id),
