@@ -13,8 +13,12 @@
 /* Rule::NoFde in src/unwind/rule.rs */
 #define RULE_NO_FDE 0
 
-/* A process's unknown code is reported once in this time; the tracer needs longer to read its mappings. */
-#define UNKNOWN_CODE_INTERVAL_NS 5000000ULL
+/*
+ * A process's unknown code is reported once in this time, which is what reading its mappings takes. While
+ * that changes nothing (where frame pointers lead astray, say) the time doubles, up to about a second.
+ */
+#define UNKNOWN_CODE_INTERVAL_NS 4000000ULL
+#define UNKNOWN_CODE_MAX_DOUBLINGS 8
 
 /* Blocks of rows, made and filled by the tracer as files come. */
 struct {
@@ -60,12 +64,18 @@ struct {
 		});
 } unwind_processes SEC(".maps");
 
-/* By tgid: when its unknown code was reported last. */
+struct unknown_code_report {
+	__u64 time_ns;
+	__u32 generation; /* of the process then */
+	__u32 doublings;
+};
+
+/* By tgid: how its unknown code was reported last. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct unknown_code_report);
 } unknown_code_reports SEC(".maps");
 
 struct {
@@ -79,18 +89,27 @@ const volatile enum unwind_code unwind_code_type = UNWIND_TABLE;
 const volatile enum stack_end stack_end_type = STACK_COMPLETE;
 const volatile struct unwind_process *const unwind_process_type = NULL;
 
-static __always_inline void report_unknown_code(__u64 address)
+static __always_inline void report_unknown_code(const struct walk *walk)
 {
 	struct unknown_code_event event = {
 		.tgid = bpf_get_current_pid_tgid() >> 32,
-		.address = address,
+		.address = walk->pc,
 	};
-	__u64 now = bpf_ktime_get_ns();
-	__u64 *last = bpf_map_lookup_elem(&unknown_code_reports, &event.tgid);
+	struct unknown_code_report report = {
+		.time_ns = bpf_ktime_get_ns(),
+		.generation = walk->generation,
+	};
+	struct unknown_code_report *last = bpf_map_lookup_elem(&unknown_code_reports, &event.tgid);
 
-	if (last && now - *last < UNKNOWN_CODE_INTERVAL_NS)
-		return;
-	bpf_map_update_elem(&unknown_code_reports, &event.tgid, &now, BPF_ANY);
+	if (last) {
+		__u32 doublings = last->doublings;
+
+		if (report.time_ns - last->time_ns < UNKNOWN_CODE_INTERVAL_NS << (doublings & 0xf))
+			return;
+		if (report.generation == last->generation)
+			report.doublings = doublings + (doublings < UNKNOWN_CODE_MAX_DOUBLINGS);
+	}
+	bpf_map_update_elem(&unknown_code_reports, &event.tgid, &report, BPF_ANY);
 	/* a full ring already asks for what this asks for */
 	bpf_ringbuf_output(&unknown_code_events, &event, sizeof(event), 0);
 }

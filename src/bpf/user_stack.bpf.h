@@ -271,7 +271,7 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack)
 		rule = rule_at(walk, walk->pc - walk->is_return_address);
 	/* The first address comes from the CPU; any other may be what a wrong step has read. */
 	if (rule == RULE_UNKNOWN_CODE) {
-		report_unknown_code(walk->pc);
+		report_unknown_code(walk);
 		if (!stack->depth)
 			add_frame(walk, stack, walk->pc);
 		return end_walk(walk, STACK_UNKNOWN_CODE);
