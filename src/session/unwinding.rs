@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::probes::Candidate;
+use crate::snapshot::CutStacks;
 use crate::target::{Mapping, Mappings};
 use crate::tracer::{Code, CodeMapping, Tracer};
 
@@ -78,6 +79,27 @@ pub fn describe(tracer: &Tracer<'_>) {
         usage.row_bytes / 1024,
         usage.failed
     );
+}
+
+/// Says how many stacks are not whole, and why.
+pub fn describe_cut(tracer: &Tracer<'_>, cut: &CutStacks) {
+    let by = match tracer.wants_tables() {
+        true => "with tables",
+        false => "by frame pointers",
+    };
+    let reasons: Vec<String> = cut
+        .reasons()
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{count} {why}"))
+        .collect();
+    match reasons.is_empty() {
+        true => eprintln!("memleak: stacks unwound {by}, none cut short"),
+        false => eprintln!(
+            "memleak: stacks unwound {by}, cut short: {}",
+            reasons.join(", ")
+        ),
+    }
 }
 
 fn report_progress(done: usize, all: usize) {

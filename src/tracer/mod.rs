@@ -66,7 +66,7 @@ pub use usage::Filter;
 
 use crate::options::Sampling;
 use crate::probes::{ObjectPlan, Operation, Probe};
-use crate::snapshot::{Losses, Snapshot, Stack, StackId};
+use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
 use crate::trace::Call;
 use attach::ObjectProbes;
 use events::Events;
@@ -359,6 +359,7 @@ impl<'obj> Tracer<'obj> {
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,
+            cut: cut_stacks(&data.stacks_cut),
         }
     }
 
@@ -483,6 +484,17 @@ fn configure(
     programs.empty_enter.set_autoload(!session);
     programs.empty_leave.set_autoload(!session);
     Ok(())
+}
+
+fn cut_stacks(counts: &[u64]) -> CutStacks {
+    let count = |end: types::stack_end| counts.get(end.0 as usize).copied().unwrap_or(0);
+    CutStacks {
+        depth: count(types::stack_end::STACK_DEPTH),
+        unknown_code: count(types::stack_end::STACK_UNKNOWN_CODE),
+        unsupported: count(types::stack_end::STACK_UNSUPPORTED),
+        unreadable: count(types::stack_end::STACK_UNREADABLE),
+        frame_pointer: count(types::stack_end::STACK_FRAME_POINTER),
+    }
 }
 
 fn operation(operation: Operation) -> types::op {
