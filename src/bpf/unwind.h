@@ -9,7 +9,7 @@
 /* Rows in a block, rules in the dictionary: 16 bits' worth, so that an index is bounded by its mask. */
 #define UNWIND_BLOCK_ROWS 65536
 /* Mappings kept per process; a power of 2 for the same reason. */
-#define UNWIND_MAPPINGS 2048
+#define UNWIND_MAPPINGS 1024
 
 /* One value of an inner map of `unwind_blocks`, and the value of `unwind_rules`. */
 struct unwind_block {
@@ -41,12 +41,22 @@ struct unwind_mapping {
 	__u32 code;	 /* enum unwind_code */
 };
 
-/* One value of an inner map of `unwind_processes`. */
-struct unwind_process {
-	__u64 mm; /* the address space that is described, filled in at the first look; 0: not seen yet */
+/* The executable mappings of a process at one time. */
+struct unwind_mappings {
 	__u32 generation; /* never given twice: what was cached under another one is stale */
 	__u32 count;
 	struct unwind_mapping mappings[UNWIND_MAPPINGS]; /* ascending */
+};
+
+/*
+ * One value of an inner map of `unwind_processes`. The tracer writes the half that is not active and then
+ * makes it active. Replacing the whole map would be simpler, but the kernel takes some 20 ms for that.
+ */
+struct unwind_process {
+	__u64 mm; /* the address space that is described, filled in at the first look; 0: not seen yet */
+	__u32 active;
+	__u32 zero;
+	struct unwind_mappings halves[2];
 };
 
 /* Key of `unwind_files`. */

@@ -49,7 +49,7 @@ struct {
 	__type(value, struct unwind_block);
 } unwind_rules SEC(".maps");
 
-/* By tgid. A changed process gets a whole new inner map, so that a walk never sees half a change. */
+/* By tgid. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
 	__uint(max_entries, 1024);
@@ -123,7 +123,7 @@ static __always_inline __u64 current_address_space(void)
 }
 
 /* What is known of the current process and of the program that it executes; NULL while nothing is. */
-static __always_inline struct unwind_process *current_process(void)
+static __always_inline struct unwind_mappings *current_mappings(void)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32, zero = 0;
 	void *map = bpf_map_lookup_elem(&unwind_processes, &tgid);
@@ -134,7 +134,7 @@ static __always_inline struct unwind_process *current_process(void)
 		return NULL;
 	if (!process->mm)
 		process->mm = mm;
-	return process->mm == mm ? process : NULL;
+	return process->mm == mm ? &process->halves[process->active & 1] : NULL;
 }
 
 /*
@@ -150,17 +150,17 @@ static __always_inline __u64 mask_if_not_above(__u64 a, __u64 b)
 }
 
 /* The last mapping that begins at or below an address; the first where there is none. */
-static __always_inline struct unwind_mapping *search_mappings(struct unwind_process *process, __u64 address)
+static __always_inline struct unwind_mapping *search_mappings(struct unwind_mappings *known, __u64 address)
 {
-	__u64 base = 0, step, last = process->count ? process->count - 1 : 0;
+	__u64 base = 0, step, last = known->count ? known->count - 1 : 0;
 
 	for (step = UNWIND_MAPPINGS / 2; step; step >>= 1) {
 		__u64 probe = base + step;
-		__u64 begin = process->mappings[probe & (UNWIND_MAPPINGS - 1)].begin;
+		__u64 begin = known->mappings[probe & (UNWIND_MAPPINGS - 1)].begin;
 
 		base += step & mask_if_not_above(probe, last) & mask_if_not_above(begin, address);
 	}
-	return &process->mappings[base & (UNWIND_MAPPINGS - 1)];
+	return &known->mappings[base & (UNWIND_MAPPINGS - 1)];
 }
 
 /* The last row of a page at or below an offset; a page's first row is for offset 0. */
@@ -206,12 +206,12 @@ static __always_inline __u32 rule_in_table(const struct unwind_mapping *mapping,
 /* Whether the process's description has a mapping for an address. */
 static __always_inline bool find_described(struct unwind_mapping *found, __u64 address)
 {
-	struct unwind_process *process = current_process();
+	struct unwind_mappings *known = current_mappings();
 	struct unwind_mapping *mapping;
 
-	if (!process)
+	if (!known)
 		return false;
-	mapping = search_mappings(process, address);
+	mapping = search_mappings(known, address);
 	if (address < mapping->begin || address >= mapping->end)
 		return false;
 	*found = *mapping;
@@ -261,8 +261,8 @@ static __always_inline __u32 rule_at(struct walk *walk, __u64 address)
 /* Makes the caches those of the process's present mappings; what is not described is not cached for long. */
 static __always_inline void begin_lookups(struct walk *walk)
 {
-	struct unwind_process *process = current_process();
-	__u32 generation = process ? process->generation : 0;
+	struct unwind_mappings *known = current_mappings();
+	__u32 generation = known ? known->generation : 0;
 
 	if (generation && generation == walk->generation)
 		return;

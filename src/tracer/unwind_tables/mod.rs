@@ -81,11 +81,18 @@ pub struct Usage {
     pub failed: usize,
 }
 
+/// A process that the unwinder knows: its value in `unwind_processes`.
+struct Described {
+    map: MapHandle,
+    value: Vec<u8>,
+}
+
 /// The unwind tables of all traced processes. Files stay once they are loaded: the next process maps them again.
 pub struct UnwindTables {
     store: Store,
     processes: MapHandle,
     files_map: MapHandle,
+    described: HashMap<u32, Described>,
     files: HashMap<FileId, LoadedFile>,
     images: HashMap<Vec<u8>, LoadedFile>,
     generation: u32,
@@ -98,6 +105,7 @@ impl UnwindTables {
             store: Store::new(maps.blocks, maps.pages, maps.rules),
             processes: maps.processes,
             files_map: maps.files,
+            described: HashMap::new(),
             files: HashMap::new(),
             images: HashMap::new(),
             generation: 0,
@@ -237,15 +245,33 @@ impl UnwindTables {
     fn publish(&mut self, tgid: u32, mappings: &[unwind_mapping]) -> Result<()> {
         // 0 stands for a process that is not described
         self.generation = self.generation.wrapping_add(1).max(1);
-        let value = process::value(self.generation, mappings)?;
+        if !self.described.contains_key(&tgid) {
+            let described = self.add_process(tgid)?;
+            self.described.insert(tgid, described);
+        }
+        let Some(Described { map, value }) = self.described.get_mut(&tgid) else {
+            return Ok(());
+        };
+        let write = |value: &[u8]| {
+            map.update(&[0; size_of::<u32>()], value, MapFlags::ANY)
+                .with_context(|| format!("failed to store the mappings of process {tgid}"))
+        };
+        process::prepare(value, self.generation, mappings)?;
+        write(value)?;
+        process::activate(value)?;
+        write(value)
+    }
+
+    fn add_process(&self, tgid: u32) -> Result<Described> {
         let map = create_array("unwind_process", size_of::<unwind_process>())?;
-        map.update(&[0; size_of::<u32>()], &value, MapFlags::ANY)
-            .and_then(|()| {
-                let fd = map.as_fd().as_raw_fd().to_ne_bytes();
-                self.processes
-                    .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
-            })
-            .with_context(|| format!("failed to store the mappings of process {tgid}"))
+        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
+        self.processes
+            .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
+            .with_context(|| format!("failed to make room for the mappings of process {tgid}"))?;
+        Ok(Described {
+            map,
+            value: vec![0; size_of::<unwind_process>()],
+        })
     }
 }
 

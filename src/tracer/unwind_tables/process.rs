@@ -6,24 +6,41 @@ use std::mem::offset_of;
 use anyhow::{Result, anyhow};
 use plain::Plain;
 
-use super::super::skel::types::{unwind_code, unwind_mapping, unwind_process};
+use super::super::skel::types::{unwind_code, unwind_mapping, unwind_mappings, unwind_process};
 
 /// Mappings that fit.
-pub const MAX_MAPPINGS: usize = (size_of::<unwind_process>()
-    - offset_of!(unwind_process, mappings))
+pub const MAX_MAPPINGS: usize = (size_of::<unwind_mappings>()
+    - offset_of!(unwind_mappings, mappings))
     / size_of::<unwind_mapping>();
-/// The value for a process. What doesn't fit is left out: the highest addresses.
+
+/// Writes a new state of a process's mappings into the half of its value that is not active. What doesn't fit is left
+/// out: the highest addresses.
 ///
 /// # Errors
-/// When memory is not aligned as the struct needs.
-pub fn value(generation: u32, mappings: &[unwind_mapping]) -> Result<Vec<u8>> {
-    encode(|process: &mut unwind_process| {
-        process.generation = generation;
-        process.count = mappings.len().min(MAX_MAPPINGS) as u32;
-        for (slot, mapping) in process.mappings.iter_mut().zip(mappings) {
-            *slot = *mapping;
-        }
-    })
+/// When `value` is not one.
+pub fn prepare(value: &mut [u8], generation: u32, mappings: &[unwind_mapping]) -> Result<()> {
+    let process = decode(value)?;
+    let half = &mut process.halves[(process.active & 1 ^ 1) as usize];
+    half.generation = generation;
+    half.count = mappings.len().min(MAX_MAPPINGS) as u32;
+    for (slot, mapping) in half.mappings.iter_mut().zip(mappings) {
+        *slot = *mapping;
+    }
+    Ok(())
+}
+
+/// Makes the half that was prepared the active one.
+///
+/// # Errors
+/// When `value` is not one.
+pub fn activate(value: &mut [u8]) -> Result<()> {
+    decode(value)?.active ^= 1;
+    Ok(())
+}
+
+fn decode(value: &mut [u8]) -> Result<&mut unwind_process> {
+    plain::from_mut_bytes(value)
+        .map_err(|error| anyhow!("failed to lay out the mappings of a process: {error:?}"))
 }
 
 /// The bytes of a struct that the BPF programs share.
@@ -124,15 +141,25 @@ mod tests {
     }
 
     #[test]
-    fn a_value_holds_the_lowest_mappings_that_fit() {
+    fn a_state_is_prepared_beside_the_active_one_and_holds_the_lowest_mappings_that_fit() {
+        let mut value = vec![0; size_of::<unwind_process>()];
         let mappings: Vec<unwind_mapping> = (0..5_000).map(|n| mapping(n, n + 1, 0, 1)).collect();
-        let bytes = value(42, &mappings).unwrap();
-        let process: &unwind_process = plain::from_bytes(&bytes).unwrap();
-        assert_eq!(
-            (process.generation, process.count),
-            (42, MAX_MAPPINGS as u32)
-        );
-        let last = process.mappings[MAX_MAPPINGS - 1];
-        assert_eq!(last.begin, MAX_MAPPINGS as u64 - 1);
+        for generation in 1..4 {
+            prepare(&mut value, generation, &mappings).unwrap();
+            let process = *decode(&mut value).unwrap();
+            let active = process.halves[(process.active & 1) as usize];
+            assert_eq!(active.generation, generation - 1);
+            activate(&mut value).unwrap();
+            let process = *decode(&mut value).unwrap();
+            let active = process.halves[(process.active & 1) as usize];
+            assert_eq!(
+                (active.generation, active.count),
+                (generation, MAX_MAPPINGS as u32)
+            );
+            assert_eq!(
+                active.mappings[MAX_MAPPINGS - 1].begin,
+                MAX_MAPPINGS as u64 - 1
+            );
+        }
     }
 }
