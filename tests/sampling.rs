@@ -6,16 +6,14 @@ mod common;
 use common::memleak::{self, ALL_STACKS, finish_well, last_report, start};
 use common::{fixture, require_root};
 
-/// The mean of 50 runs' estimates of a leak of 10,000 blocks of 100 bytes: bytes and count.
-fn mean_estimate(sampler: [&str; 2]) -> (f64, f64) {
-    const RUNS: u32 = 50;
-
+/// The mean of some runs' estimates of a leak of 10,000 blocks of 100 bytes: bytes and count.
+fn mean_estimate(runs: u32, sampler: &[&str], arguments: &[&str]) -> (f64, f64) {
     require_root();
     let program = fixture::c("known_leak");
     let (mut bytes, mut count) = (0.0, 0.0);
-    for _ in 0..RUNS {
-        let options = [&["-T", ALL_STACKS][..], &sampler].concat();
-        let report = last_report(&finish_well(start(&options, &program, &[])));
+    for _ in 0..runs {
+        let options = [&["-T", ALL_STACKS], sampler].concat();
+        let report = last_report(&finish_well(start(&options, &program, arguments)));
         assert!(
             report.stacks.iter().all(|stack| stack.estimated),
             "{report:#?}"
@@ -24,7 +22,7 @@ fn mean_estimate(sampler: [&str; 2]) -> (f64, f64) {
         bytes += estimate.bytes as f64;
         count += estimate.count as f64;
     }
-    (bytes / f64::from(RUNS), count / f64::from(RUNS))
+    (bytes / f64::from(runs), count / f64::from(runs))
 }
 
 /// One run's standard deviation is 3%, so the mean's is 0.42%: 2% are over four and a half of those.
@@ -41,12 +39,28 @@ fn assert_unbiased((bytes, count): (f64, f64)) {
 
 #[test]
 fn one_in_n_is_unbiased() {
-    assert_unbiased(mean_estimate(["-s", "10"]));
+    assert_unbiased(mean_estimate(50, &["-s", "10"], &[]));
 }
 
 #[test]
 fn one_in_so_many_bytes_is_unbiased() {
-    assert_unbiased(mean_estimate(["--sample-bytes", "1000"]));
+    assert_unbiased(mean_estimate(50, &["--sample-bytes", "1000"], &[]));
+}
+
+#[test]
+fn a_call_inside_another_gets_no_second_chance() {
+    // The mean of ten has a standard deviation of 1%; with a second chance it would be 90% too high.
+    for sampler in [
+        &["-s", "10"][..],
+        &["-s", "10", "--no-mmap"],
+        &["-s", "10", "-C", "--no-mmap"],
+    ] {
+        let (bytes, _) = mean_estimate(10, sampler, &["array"]);
+        assert!(
+            (bytes / 1_000_000.0 - 1.0).abs() < 0.1,
+            "{sampler:?}: mean of {bytes} bytes"
+        );
+    }
 }
 
 #[test]
