@@ -53,6 +53,18 @@ fn after_a_jump_out_of_malloc_in_a_thread() {
 }
 
 #[test]
+fn after_a_jump_out_of_realloc_its_block_is_still_there() {
+    leaks_after_a_jump_are_found("realloc");
+    for report in both_ways("longjmp", &["realloc"]) {
+        assert_eq!(
+            report.made_in("block_before_jump"),
+            Held::new(2017, 1),
+            "{report:#?}"
+        );
+    }
+}
+
+#[test]
 fn threads_that_die_inside_malloc_leave_others_tracked() {
     for report in both_ways("dies_inside", &[]) {
         assert_eq!(
@@ -97,5 +109,17 @@ fn a_childs_frees_leave_its_parents_blocks_alone() {
             Held::each(3, 5001),
             "{report:#?}"
         );
+    }
+}
+
+#[test]
+fn a_program_that_replaces_itself_leaves_nothing_behind() {
+    for report in both_ways("execs", &[]) {
+        assert_eq!(
+            report.made_in("leak_after_exec"),
+            Held::each(3, 1009),
+            "{report:#?}"
+        );
+        assert_eq!(report.total(), Held::each(3, 1009), "{report:#?}");
     }
 }

@@ -37,6 +37,11 @@ const FIXTURES: &[(&str, &[&str], Result<(), &str>)] = &[
         &[],
         Err("it stops inside glibc's malloc, which Valgrind replaces"),
     ),
+    (
+        "execs.c",
+        &[],
+        Err("Valgrind does not follow a program that replaces itself"),
+    ),
     ("exit_now.c", &[], Ok(())),
     ("exit_now.c", &["7"], Ok(())),
     ("exit_now.c", &["abort"], Ok(())),
