@@ -234,6 +234,17 @@ fn top_keeps_the_largest_and_prints_it_last() {
 }
 
 #[test]
+fn stacks_can_be_cut() {
+    for depth in [1, 2] {
+        let (report, _) = report_of_sizes(&["--perf-max-stack-depth", &depth.to_string()]);
+        assert_eq!(report.total().count, 60, "{report:#?}");
+        for stack in &report.stacks {
+            assert_eq!(stack.frames.len(), depth, "{report:#?}");
+        }
+    }
+}
+
+#[test]
 fn sort_count_ranks_by_allocations() {
     let (report, _) = report_of_sizes(&["--sort", "count"]);
     let order: Vec<&str> = report

@@ -379,6 +379,34 @@ fn an_object_of_choice_is_probed() {
 }
 
 #[test]
+fn functions_that_an_object_lacks_are_skipped_aloud() {
+    require_root();
+    let program = fixture::c_with("own_allocator", &["-fno-builtin"]);
+    let object = program.to_str().expect("text");
+    let mut running = start(&["-v", "-O", object], &program, &[]);
+    running.expect("ready");
+    let finished = finish_well(running);
+    assert!(
+        finished.stderr.iter().any(|line| line.contains("calloc")),
+        "{finished:#?}"
+    );
+}
+
+#[test]
+fn an_allocator_with_a_prefix_is_probed() {
+    require_root();
+    let flags = ["-fno-builtin", "-Dmalloc=my_malloc", "-Dfree=my_free"];
+    let program = fixture::c_with("own_allocator", &flags);
+    let object = program.to_str().expect("text");
+    let report = memleak::last_report_of(&["-O", object, "-S", "my_"], &program, &[]);
+    assert_eq!(
+        report.made_in("leak_by_own"),
+        Held::each(4, 111),
+        "{report:#?}"
+    );
+}
+
+#[test]
 fn the_stream_shows_each_call() {
     require_root();
     let mut running = start(&["-t", "-v"], &fixture::c("stream"), &[]);
