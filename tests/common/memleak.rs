@@ -37,7 +37,7 @@ pub fn attach(pid: u32, options: &[&str], interval: &str) -> Running {
 /// Starts a memleak command that has -v among its options, and waits until its probes are in place.
 pub fn armed(command: &mut Command) -> Running {
     let mut running = Running::spawn(command);
-    running.stderr_line("`armed` line", |line| line.starts_with("armed"));
+    running.stderr_line("`armed` line", |line| line.starts_with("memleak: armed"));
     running
 }
 

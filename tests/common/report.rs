@@ -77,13 +77,11 @@ impl Report {
         self.sum(|_| true)
     }
 
-    /// What the stacks hold that were made in `function`: its frame is the innermost one of the program's own.
+    /// What the stacks hold that were made in `function`: it called the allocator, or what did is inlined into it.
     pub fn made_in(&self, function: &str) -> Held {
         self.sum(|stack| {
-            stack
-                .frames
-                .first()
-                .is_some_and(|frame| frame.symbol == function)
+            let caller = stack.frames.iter().find(|frame| frame.module != "inlined");
+            caller.is_some_and(|frame| frame.symbol == function)
         })
     }
 
