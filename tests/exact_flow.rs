@@ -86,6 +86,14 @@ fn threads_that_die_inside_malloc_leave_others_tracked() {
 }
 
 #[test]
+fn a_thread_that_dies_inside_realloc_leaves_its_block() {
+    for report in both_ways("dies_inside", &[]) {
+        let held = report.made_in("block_of_the_ninth");
+        assert_eq!(held, Held::new(2019, 1), "{report:#?}");
+    }
+}
+
+#[test]
 fn a_fork_inside_malloc_leaves_the_parent_tracked() {
     for report in both_ways("forks_inside", &[]) {
         assert_eq!(

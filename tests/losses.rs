@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::memleak::{self, ALL_STACKS, last_report};
+use common::memleak::{self, ALL_STACKS, NEVER, last_report};
 use common::process::Finished;
 use common::report::{Held, Report};
 use common::{fixture, require_root};
@@ -11,7 +11,7 @@ use common::{fixture, require_root};
 /// Runs the one phase of a fixture that has more to come, and ends it.
 fn run(options: &[&str], name: &str, arguments: &[&str], phases: &[&str]) -> (Report, Finished) {
     require_root();
-    let options = [options, &["-T", ALL_STACKS]].concat();
+    let options = [options, &["-T", ALL_STACKS, NEVER]].concat();
     let mut running = memleak::start(&options, &fixture::c(name), arguments);
     running.expect("ready");
     for phase in phases {
@@ -131,7 +131,7 @@ fn stacks_beyond_the_map_count_under_a_name_of_their_own() {
 #[test]
 fn nothing_lost_is_nothing_said() {
     require_root();
-    let options = ["-T", ALL_STACKS];
+    let options = ["-T", ALL_STACKS, NEVER];
     let mut running = memleak::start(&options, &fixture::c("sizes"), &[]);
     running.expect("ready");
     running.send_line();

@@ -52,7 +52,7 @@ pub fn ready(program: &Path, arguments: &[&str]) -> Running {
 
 /// Traces a fixture from its first instruction through its one phase to its end; its last report.
 pub fn last_report_of(options: &[&str], program: &Path, arguments: &[&str]) -> Report {
-    let options = [options, &["-T", ALL_STACKS]].concat();
+    let options = [options, &["-T", ALL_STACKS, NEVER]].concat();
     let mut running = start(&options, program, arguments);
     running.expect("ready");
     running.send_line();
