@@ -1,0 +1,53 @@
+# Shell functions for the checks: waiting for what a program says, tracing a waiting program, loading the module.
+# Every wait is for a condition and has an end; the exit status of a check is its last command's.
+
+MODULE=/sys/module/leaky_module/parameters
+LEAKS=5
+
+# until_true COMMAND...: returns once it succeeds; gives up after 40 seconds.
+until_true() {
+	tries=400
+	until "$@" 2>/dev/null; do
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || { echo "gave up waiting for: $*"; return 1; }
+		sleep 0.1
+	done
+}
+
+says() { grep -q "$2" "$1"; }
+
+# attach PROGRAM OPTIONS...: start the program, trace it, let it leak and end; print the tracer's last report.
+attach() {
+	program=$1; shift
+	rm -f go said report notes; mkfifo go
+	$program wait <go >said & target=$!
+	exec 3>go
+	until_true says said ready || return 1
+	memleak -v -p $target "$@" 3600 >report 2>notes & tracer=$!
+	until_true says report Attaching || { cat notes; return 1; }
+	echo >&3
+	until_true says said leaked || return 1
+	echo >&3
+	exec 3>&-
+	wait $tracer; status=$?
+	cat notes report
+	return $status
+}
+
+leaked() { [ "$(cat $MODULE/leaked)" -ge $LEAKS ]; }
+
+# trace_kernel OPTIONS...: trace the kernel while the module is loaded and leaks; the report comes while it holds its blocks.
+trace_kernel() {
+	rm -f report notes
+	memleak -v -o 0 --top 1000 "$@" 3600 >report 2>notes & tracer=$!
+	until_true says report Attaching || { cat notes; return 1; }
+	insmod /leaky_module.ko leaks=$LEAKS || return 1
+	until_true leaked || return 1
+}
+
+# report_and_stop: end the tracer as Ctrl-C does, which makes it report once more.
+report_and_stop() {
+	kill -INT $tracer; wait $tracer; status=$?
+	cat notes report
+	return $status
+}
