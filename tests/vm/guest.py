@@ -85,7 +85,7 @@ def lines(pipe, deadline):
 
 def frames(stream):
     """Take apart what guest/init prints: "@begin NAME", output lines that begin with a space, "@end STATUS"; "@done"."""
-    name, output = None, []
+    name, output = "boot", []
     for line in stream:
         if line.startswith("@begin "):
             name, output = line.removeprefix("@begin "), []
@@ -95,4 +95,4 @@ def frames(stream):
             return
         elif line.startswith(" "):
             output.append(line[1:])
-    raise Died(f"the guest went down in or after \"{name}\"")
+    raise Died(f"the guest went down in or after: {name}")

@@ -82,8 +82,9 @@ def try_kernel(kernel, programs, options):
     archive = guest.initramfs(files_for(built, programs, options.memleak, wanted))
     by_name = {check.name: check for check in wanted}
     outputs, passed = {}, 0
+    results = guest.results(built.vmlinuz, archive, GUEST_SECONDS)
     try:
-        for name, status, output in guest.results(built.vmlinuz, archive, GUEST_SECONDS):
+        for name, status, output in results:
             outputs[name] = output
             complaint = by_name[name].complaint(status, output)
             passed += complaint is None
@@ -94,6 +95,8 @@ def try_kernel(kernel, programs, options):
                 print(indented(output), flush=True)
     except guest.Died as death:
         print(f"{kernel.label:5} FAILED {death}", flush=True)
+    finally:
+        results.close()  # ends the virtual machine, whatever happened
     cells = [cell(outputs) for _, cell in checks.COLUMNS]
     return [built.release, *cells, f"{passed} of {len(wanted)}"], len(wanted) - passed
 

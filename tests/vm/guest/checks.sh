@@ -36,18 +36,20 @@ attach() {
 
 leaked() { [ "$(cat $MODULE/leaked)" -ge $LEAKS ]; }
 
-# trace_kernel OPTIONS...: trace the kernel while the module is loaded and leaks; the report comes while it holds its blocks.
+# trace_kernel MODULE-OPTIONS [OPTIONS...]: trace the kernel from before the module is loaded until it holds its blocks.
 trace_kernel() {
+	module_options=$1; shift
 	rm -f report notes
-	memleak -v -o 0 --top 1000 "$@" 3600 >report 2>notes & tracer=$!
+	memleak -v -o 0 --top 1000 "$@" >>report 2>notes & tracer=$!
 	until_true says report Attaching || { cat notes; return 1; }
-	insmod /leaky_module.ko leaks=$LEAKS || return 1
-	until_true leaked || return 1
+	insmod /leaky_module.ko leaks=$LEAKS $module_options || return 1
+	until_true leaked
 }
 
-# report_and_stop: end the tracer as Ctrl-C does, which makes it report once more.
+# report_and_stop: end the tracer as Ctrl-C does, which makes it report once more; only that report is printed.
 report_and_stop() {
+	echo last report: >>report
 	kill -INT $tracer; wait $tracer; status=$?
-	cat notes report
+	cat notes; sed '1,/^last report:/d' report
 	return $status
 }

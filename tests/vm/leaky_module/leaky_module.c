@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0
 /* A kernel module that leaks known amounts from named functions, and churns memory that must not be reported.
- * It knows nothing of the tracer: it starts when loaded, stops after `leaks` rounds, and frees all when `release` is set. */
+ * It knows nothing of the tracer: it starts when loaded, stops after `leaks` rounds, and frees what it leaked when
+ * `release` is written or when it is unloaded. */
 
 #include <linux/gfp.h>
 #include <linux/kernel.h>
@@ -23,6 +24,10 @@
 static unsigned int leaks = 5;
 module_param(leaks, uint, 0444);
 MODULE_PARM_DESC(leaks, "how many blocks each function leaks, ten a second");
+
+static bool keep;
+module_param(keep, bool, 0444);
+MODULE_PARM_DESC(keep, "leave the kmalloc and page blocks behind when unloaded");
 
 static void *large[MAX_LEAKS], *small[MAX_LEAKS], *object[MAX_LEAKS];
 static struct page *pages[MAX_LEAKS];
@@ -174,15 +179,20 @@ static void churn(struct timer_list *timer)
 
 /* ---- loading, releasing, unloading ---- */
 
+static void release_objects(void)
+{
+	while (object_count)
+		if (object[--object_count])
+			kmem_cache_free(object_cache, object[object_count]);
+}
+
 static void release_all(void)
 {
+	release_objects();
 	while (large_count)
 		kfree(large[--large_count]);
 	while (small_count)
 		kfree(small[--small_count]);
-	while (object_count)
-		if (object[--object_count])
-			kmem_cache_free(object_cache, object[object_count]);
 	while (pages_count)
 		if (pages[--pages_count])
 			__free_pages(pages[pages_count], PAGES_ORDER);
@@ -267,7 +277,10 @@ static int __init leaky_init(void)
 static void __exit leaky_exit(void)
 {
 	stop_timers();
-	release_all();
+	if (keep)
+		release_objects(); /* their cache cannot outlive the module */
+	else
+		release_all();
 	rcu_barrier();
 	destroy_caches();
 }
