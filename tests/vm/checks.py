@@ -65,6 +65,9 @@ KERNEL_LEAKS = (
 )
 
 
+COMMAND = "user: command, dynamically linked"
+
+
 def more_than_once(function):
     """Two entries that name the function: something was counted twice."""
     return rf"(?s)\b{function}\+0x.*bytes in .*\b{function}\+0x"
@@ -76,19 +79,19 @@ CHECKS = (
     Check("module builds, loads, leaks, unloads",
           "insmod /leaky_module.ko leaks=$LEAKS && until_true leaked && echo 1 >$MODULE/release && rmmod leaky_module",
           memleak=False),
-    Check("user: command, dynamically linked", "memleak -v -c leaks", want=LEAKS, refuse=NOT_LEAKS),
+    Check(COMMAND, "memleak -v -c leaks", want=LEAKS, refuse=NOT_LEAKS),
     Check("user: command, statically linked", "memleak -v -c leaks-static", want=LEAKS, refuse=NOT_LEAKS),
     Check("user: running process", "attach leaks", want=LEAKS, refuse=NOT_LEAKS),
     Check("user: running process, totals only", "attach leaks -C", want=LEAKS, refuse=NOT_LEAKS),
-    Check("user: status of the command", "memleak -c 'sh -c \"exit 37\"'", status=37),
-    Check("kernel: each leak of a module, once", "trace_kernel '' --percpu 3600 && report_and_stop; rmmod leaky_module",
+    Check("user: status of the command", "memleak -c 'leaks 37'", status=37),
+    Check("kernel: each leak of a module, once", "trace_kernel '' --percpu 3600 && report_and_stop && rmmod leaky_module",
           want=(*KERNEL_LEAKS, module_stack(24, "leak_percpu")),
           refuse=tuple(more_than_once(f"leak_{kind}") for kind in ("large", "small", "object", "pages", "percpu"))),
     Check("kernel: what is freed is not reported",
-          "trace_kernel '' --percpu 3600 && echo 1 >$MODULE/release && report_and_stop; rmmod leaky_module",
+          "trace_kernel '' --percpu 3600 && echo 1 >$MODULE/release && report_and_stop && rmmod leaky_module",
           refuse=(r"\bleak_\w+" + MODULE, r"\bchurn\w*" + MODULE)),
     Check("kernel: names outlive the module",
-          "trace_kernel keep=1 1 && until_true says report leak_small && rmmod leaky_module && report_and_stop",
+          "trace_kernel keep=1 1 && until_says report leak_small $tracer && rmmod leaky_module && report_and_stop",
           want=(module_stack(1 << 20, "leak_large"), module_stack(96, "leak_small"), module_stack(4 * 4096, "leak_pages"))),
     Check("kernel log is clean", "dmesg | sed '1,/checks begin/d'", refuse=(r"WARNING|BUG|Call Trace|Oops|lockup|rcu.*stall",),
           memleak=False),
@@ -97,26 +100,36 @@ CHECKS = (
 
 # ---- the table: kernel by feature ----
 
+NOTHING = "-"
+
 
 def feature(name):
     """A cell out of the feature probe's answer."""
 
     def cell(outputs):
         found = re.search(rf"^{name} (\w+)$", outputs.get("features", ""), re.MULTILINE)
-        return found[1] if found else "?"
+        return found[1] if found else NOTHING
 
     return cell
 
 
-def said(check, *choices):
-    """A cell out of what memleak said in a check: the text of the first pattern that it printed."""
+def said(check, pattern):
+    """A cell out of what memleak itself said in a check."""
 
     def cell(outputs):
-        if check not in outputs:
-            return "not run"
-        return next((text for pattern, text in choices if re.search(pattern, outputs[check], re.MULTILINE)), "?")
+        found = re.search(pattern, outputs.get(check, ""), re.MULTILINE)
+        return found[1].lower() if found else NOTHING
 
     return cell
+
+
+def unwinder(outputs):
+    """How far user stacks reach: whether a caller was found behind a libc function that keeps no frame pointer."""
+    output = outputs.get(COMMAND, "")
+    if not re.search(r"^\t606 bytes in 6 allocations", output, re.MULTILINE):
+        return NOTHING
+    complete = stack(101, 6, "strdup", "leak_through_libc", "main")
+    return "tables" if re.search(complete, output, re.MULTILINE) else "frame pointers"
 
 
 COLUMNS = (
@@ -129,4 +142,6 @@ COLUMNS = (
     ("ring buffer", feature("ring_buffer")),
     ("bpf_loop", feature("helper/kprobe/loop")),
     ("tp_btf", feature("tp_btf/kmalloc")),
+    ("memleak's probes", said(COMMAND, r"\((\w+) probes\)")),
+    ("its user stacks", unwinder),
 )

@@ -36,8 +36,8 @@ def initramfs(files):
 
 
 def libraries(program):
-    """The dynamic loader and the shared objects of a program, as {path in the guest: (mode, bytes)}."""
-    listing = subprocess.run(["ldd", program], text=True, capture_output=True, check=True).stdout
+    """The dynamic loader and the shared objects of a program (none if it is static): {path in the guest: (mode, bytes)}."""
+    listing = subprocess.run(["ldd", program], text=True, capture_output=True).stdout
     paths = [word for line in listing.splitlines() for word in line.split() if word.startswith("/")]
     return {path.lstrip("/"): (0o755, Path(path).read_bytes()) for path in paths}
 

@@ -67,6 +67,7 @@ def files_for(built, programs, memleak, wanted):
     files.update(guest.libraries(programs / "leaks"))
     if memleak:
         files["bin/memleak"] = (0o755, memleak.read_bytes())
+        files.update(guest.libraries(memleak))
     return files
 
 

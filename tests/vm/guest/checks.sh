@@ -14,7 +14,13 @@ until_true() {
 	done
 }
 
-says() { grep -q "$2" "$1"; }
+# until_says FILE REGEX PROCESS: returns once the file holds the words; fails when the process that writes it has gone.
+until_says() {
+	until_true says_or_gone "$@" && grep -q "$2" "$1"
+}
+
+# A process that ended but was not waited for yet is gone as well.
+says_or_gone() { grep -q "$2" "$1" || ! grep -q "^State:.[^ZX]" "/proc/$3/status"; }
 
 # attach PROGRAM OPTIONS...: start the program, trace it, let it leak and end; print the tracer's last report.
 attach() {
@@ -22,13 +28,13 @@ attach() {
 	rm -f go said report notes; mkfifo go
 	$program wait <go >said & target=$!
 	exec 3>go
-	until_true says said ready || return 1
+	until_says said ready $target || return 1
 	memleak -v -p $target "$@" 3600 >report 2>notes & tracer=$!
-	until_true says report Attaching || { cat notes; return 1; }
-	echo >&3
-	until_true says said leaked || return 1
-	echo >&3
-	exec 3>&-
+	if until_says report Attaching $tracer; then
+		echo >&3
+		until_says said leaked $target && echo >&3
+	fi
+	exec 3>&-	# the program ends, if it has not already
 	wait $tracer; status=$?
 	cat notes report
 	return $status
@@ -41,7 +47,7 @@ trace_kernel() {
 	module_options=$1; shift
 	rm -f report notes
 	memleak -v -o 0 --top 1000 "$@" >>report 2>notes & tracer=$!
-	until_true says report Attaching || { cat notes; return 1; }
+	until_says report Attaching $tracer || { cat notes; return 1; }
 	insmod /leaky_module.ko leaks=$LEAKS $module_options || return 1
 	until_true leaked
 }

@@ -1,5 +1,6 @@
 /* A program with one named leak of an odd, exact size per allocator function, and blocks that it does free.
- * It knows nothing of the tracer. "leaks" leaks and ends; "leaks wait" waits for a line on stdin before and after. */
+ * It knows nothing of the tracer. "leaks" leaks and ends, "leaks STATUS" with that status;
+ * "leaks wait" waits for a line on stdin before and after. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdio.h>
@@ -122,5 +123,5 @@ int main(int argc, char **argv)
 	free_everything();
 	if (waits)
 		wait_for_line("leaked");
-	return 0;
+	return argc > 1 ? atoi(argv[1]) : 0;
 }
