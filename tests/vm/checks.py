@@ -31,8 +31,8 @@ class Check:
 
 
 def stack(size, count, *functions):
-    """The pattern of a report entry: so many bytes in so many allocations, its frames beginning with these functions."""
-    frames = r"\n.*?".join(rf"\b{function}\+0x" for function in functions)
+    """The pattern of a report entry: so many bytes in so many allocations, with these functions on adjacent lines."""
+    frames = r".*\n.*".join(rf"{function}\+0x" for function in functions)
     return rf"^\t{size * count} bytes in {count} allocations from stack\n(?:\t\t.*\n)*?\t\t.*{frames}"
 
 
@@ -63,7 +63,6 @@ KERNEL_LEAKS = (
     module_stack(528, "leak_object"),
     module_stack(4 * 4096, "leak_pages"),
 )
-
 
 COMMAND = "user: command, dynamically linked"
 
