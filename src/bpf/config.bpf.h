@@ -48,6 +48,9 @@ const volatile __u32 max_stack_depth = MAX_STACK_DEPTH;
 /* Unwind with the tables of the traced processes; otherwise by frame pointers alone. */
 const volatile bool unwind_with_tables = false;
 
+/* The kernel has bpf_find_vma (Linux 5.17). */
+const volatile bool can_find_mappings = false;
+
 /* Which slot of `struct combined` takes changes: the lowest bit counts. Written by the tracer. */
 volatile __u32 epoch = 0;
 

@@ -9,7 +9,7 @@
 /* Rows in a block, rules in the dictionary: 16 bits' worth, so that an index is bounded by its mask. */
 #define UNWIND_BLOCK_ROWS 65536
 /* Mappings kept per process; a power of 2 for the same reason. */
-#define UNWIND_MAPPINGS 2048
+#define UNWIND_MAPPINGS 1024
 
 /* One value of an inner map of `unwind_blocks`, and the value of `unwind_rules`. */
 struct unwind_block {
@@ -25,21 +25,63 @@ struct unwind_block {
 #define UNWIND_PAGE_FIRST_SHIFT 16
 #define UNWIND_PAGE_BLOCK_SHIFT 32
 
+/* What is known of the code in a mapping. */
+enum unwind_code {
+	UNWIND_NO_TABLE = 0, /* nothing to find: JIT-compiled code, or a file without unwind information */
+	UNWIND_TABLE = 1,
+	UNWIND_UNREAD = 2, /* a file that the tracer has yet to read */
+};
+
 /* An executable mapping of a process. An address minus `bias` is an address of the file's own. */
 struct unwind_mapping {
 	__u64 begin;
 	__u64 end;
 	__u64 bias;
 	__u32 page_bias; /* add to a file address >> 16 for the key in `unwind_pages` */
-	__u32 has_table; /* 0: no unwind information, as in JIT-compiled code */
+	__u32 code;	 /* enum unwind_code */
 };
 
-/* One value of an inner map of `unwind_processes`. */
-struct unwind_process {
+/* The executable mappings of a process at one time. */
+struct unwind_mappings {
 	__u32 generation; /* never given twice: what was cached under another one is stale */
 	__u32 count;
-	__u64 zero[3];
 	struct unwind_mapping mappings[UNWIND_MAPPINGS]; /* ascending */
+};
+
+/*
+ * One value of an inner map of `unwind_processes`. The tracer writes the half that is not active and then
+ * makes it active. Replacing the whole map would be simpler, but the kernel takes some 20 ms for that.
+ */
+struct unwind_process {
+	__u64 mm; /* the address space that is described, filled in at the first look; 0: not seen yet */
+	__u32 active;
+	__u32 zero;
+	struct unwind_mappings halves[2];
+};
+
+/* Key of `unwind_files`. */
+struct unwind_file_key {
+	__u64 inode;
+	__u32 device; /* as the kernel numbers it: major << 20 | minor */
+	__u32 zero;
+};
+
+/* An executable segment of a file, as in src/unwind. */
+struct unwind_segment {
+	__u64 file_offset;
+	__u64 size;
+	__u64 vaddr;
+	__u32 first_page; /* key in `unwind_pages` */
+	__u32 zero;
+};
+
+#define UNWIND_FILE_SEGMENTS 4
+
+/* Value of `unwind_files`: a file whose table is loaded. */
+struct unwind_file {
+	__u32 count;
+	__u32 zero;
+	struct unwind_segment segments[UNWIND_FILE_SEGMENTS];
 };
 
 /* Why a stack ends where it does. */
@@ -51,15 +93,14 @@ enum stack_end {
 	STACK_UNSUPPORTED = 4,	 /* a rule that the tables can't express */
 	STACK_UNREADABLE = 5,	 /* stack memory that can't be read */
 	STACK_FRAME_POINTER = 6, /* no unwind information, and the frame pointer leads nowhere */
-	STACK_NO_TABLES = 7,	 /* the process was not known yet; frame pointers were followed */
-	STACK_ENDS = 8,
+	STACK_ENDS = 8, /* more than there are; a power of 2, so that an index is bounded by its mask */
 };
 
 /* Code was met that the tracer has not described yet: the process's mappings have to be read again. */
 struct unknown_code_event {
 	__u32 tgid;
 	__u32 zero;
-	__u64 address; /* 0: nothing is known of the process */
+	__u64 address;
 };
 
 #endif

@@ -6,15 +6,19 @@
 #ifndef UNWIND_TABLES_BPF_H
 #define UNWIND_TABLES_BPF_H
 
-#include "thread.bpf.h"
+#include "live_mappings.bpf.h"
 
 /* What `rule_at` answers besides rules: no rule has these bits. */
 #define RULE_UNKNOWN_CODE 7
 /* Rule::NoFde in src/unwind/rule.rs */
 #define RULE_NO_FDE 0
 
-/* A process's unknown code is reported once in this time; the tracer needs longer to read its mappings. */
-#define UNKNOWN_CODE_INTERVAL_NS 5000000ULL
+/*
+ * A process's unknown code is reported once in this time, which is what reading its mappings takes. While
+ * that changes nothing (where frame pointers lead astray, say) the time doubles, up to about a second.
+ */
+#define UNKNOWN_CODE_INTERVAL_NS 4000000ULL
+#define UNKNOWN_CODE_MAX_DOUBLINGS 8
 
 /* Blocks of rows, made and filled by the tracer as files come. */
 struct {
@@ -45,7 +49,7 @@ struct {
 	__type(value, struct unwind_block);
 } unwind_rules SEC(".maps");
 
-/* By tgid. A changed process gets a whole new inner map, so that a walk never sees half a change. */
+/* By tgid. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH_OF_MAPS);
 	__uint(max_entries, 1024);
@@ -60,12 +64,18 @@ struct {
 		});
 } unwind_processes SEC(".maps");
 
-/* By tgid: when its unknown code was reported last. */
+struct unknown_code_report {
+	__u64 time_ns;
+	__u32 generation; /* of the process then */
+	__u32 doublings;
+};
+
+/* By tgid: how its unknown code was reported last. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct unknown_code_report);
 } unknown_code_reports SEC(".maps");
 
 struct {
@@ -75,32 +85,56 @@ struct {
 
 /* Types that no map or variable names would be missing from the skeleton. */
 const volatile struct unknown_code_event unknown_code_event_type = {};
+const volatile enum unwind_code unwind_code_type = UNWIND_TABLE;
 const volatile enum stack_end stack_end_type = STACK_COMPLETE;
 const volatile struct unwind_process *const unwind_process_type = NULL;
 
-static __always_inline void report_unknown_code(__u64 address)
+static __always_inline void report_unknown_code(const struct walk *walk)
 {
 	struct unknown_code_event event = {
 		.tgid = bpf_get_current_pid_tgid() >> 32,
-		.address = address,
+		.address = walk->pc,
 	};
-	__u64 now = bpf_ktime_get_ns();
-	__u64 *last = bpf_map_lookup_elem(&unknown_code_reports, &event.tgid);
+	struct unknown_code_report report = {
+		.time_ns = bpf_ktime_get_ns(),
+		.generation = walk->generation,
+	};
+	struct unknown_code_report *last = bpf_map_lookup_elem(&unknown_code_reports, &event.tgid);
 
-	if (last && now - *last < UNKNOWN_CODE_INTERVAL_NS)
-		return;
-	bpf_map_update_elem(&unknown_code_reports, &event.tgid, &now, BPF_ANY);
+	if (last) {
+		__u32 doublings = last->doublings;
+
+		if (report.time_ns - last->time_ns < UNKNOWN_CODE_INTERVAL_NS << (doublings & 0xf))
+			return;
+		if (report.generation == last->generation)
+			report.doublings = doublings + (doublings < UNKNOWN_CODE_MAX_DOUBLINGS);
+	}
+	bpf_map_update_elem(&unknown_code_reports, &event.tgid, &report, BPF_ANY);
 	/* a full ring already asks for what this asks for */
 	bpf_ringbuf_output(&unknown_code_events, &event, sizeof(event), 0);
 }
 
-/* What is known of the current process; NULL while nothing is. */
-static __always_inline struct unwind_process *current_process(void)
+/* Tells one program that a process executes from the next. */
+static __always_inline __u64 current_address_space(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	return (__u64)task->mm;
+}
+
+/* What is known of the current process and of the program that it executes; NULL while nothing is. */
+static __always_inline struct unwind_mappings *current_mappings(void)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32, zero = 0;
-	void *process = bpf_map_lookup_elem(&unwind_processes, &tgid);
+	void *map = bpf_map_lookup_elem(&unwind_processes, &tgid);
+	struct unwind_process *process = map ? bpf_map_lookup_elem(map, &zero) : NULL;
+	__u64 mm = current_address_space();
 
-	return process ? bpf_map_lookup_elem(process, &zero) : NULL;
+	if (!process)
+		return NULL;
+	if (!process->mm)
+		process->mm = mm;
+	return process->mm == mm ? &process->halves[process->active & 1] : NULL;
 }
 
 /*
@@ -116,17 +150,17 @@ static __always_inline __u64 mask_if_not_above(__u64 a, __u64 b)
 }
 
 /* The last mapping that begins at or below an address; the first where there is none. */
-static __always_inline struct unwind_mapping *search_mappings(struct unwind_process *process, __u64 address)
+static __always_inline struct unwind_mapping *search_mappings(struct unwind_mappings *known, __u64 address)
 {
-	__u64 base = 0, step, last = process->count - 1;
+	__u64 base = 0, step, last = known->count ? known->count - 1 : 0;
 
 	for (step = UNWIND_MAPPINGS / 2; step; step >>= 1) {
 		__u64 probe = base + step;
-		__u64 begin = process->mappings[probe & (UNWIND_MAPPINGS - 1)].begin;
+		__u64 begin = known->mappings[probe & (UNWIND_MAPPINGS - 1)].begin;
 
 		base += step & mask_if_not_above(probe, last) & mask_if_not_above(begin, address);
 	}
-	return &process->mappings[base & (UNWIND_MAPPINGS - 1)];
+	return &known->mappings[base & (UNWIND_MAPPINGS - 1)];
 }
 
 /* The last row of a page at or below an offset; a page's first row is for offset 0. */
@@ -169,6 +203,21 @@ static __always_inline __u32 rule_in_table(const struct unwind_mapping *mapping,
 	return rules->words[search_rows(block, *page, in_file & 0xffff) & (UNWIND_BLOCK_ROWS - 1)];
 }
 
+/* Whether the process's description has a mapping for an address. */
+static __always_inline bool find_described(struct unwind_mapping *found, __u64 address)
+{
+	struct unwind_mappings *known = current_mappings();
+	struct unwind_mapping *mapping;
+
+	if (!known)
+		return false;
+	mapping = search_mappings(known, address);
+	if (address < mapping->begin || address >= mapping->end)
+		return false;
+	*found = *mapping;
+	return true;
+}
+
 /*
  * The rule for an address of the current process, past the cache. Not static, so that the verifier looks at
  * it once and not at each call.
@@ -176,7 +225,6 @@ static __always_inline __u32 rule_in_table(const struct unwind_mapping *mapping,
 __noinline __u32 look_up_rule(__u64 address)
 {
 	struct unwind_mapping *mapping;
-	struct unwind_process *process;
 	struct thread *thread;
 
 	if (!unwind_with_tables)
@@ -186,17 +234,10 @@ __noinline __u32 look_up_rule(__u64 address)
 		return RULE_NO_FDE;
 	mapping = &thread->walk.mapping;
 	if (address < mapping->begin || address >= mapping->end) {
-		process = current_process();
-		if (!process)
-			return RULE_NO_FDE;
-		mapping = search_mappings(process, address);
-		if (address < mapping->begin || address >= mapping->end)
+		if (!find_described(mapping, address) && !find_live(mapping, address))
 			return RULE_UNKNOWN_CODE;
-		thread->walk.mapping = *mapping;
 	}
-	if (!mapping->has_table)
-		return RULE_NO_FDE;
-	return rule_in_table(mapping, address);
+	return mapping->code == UNWIND_TABLE ? rule_in_table(mapping, address) : RULE_NO_FDE;
 }
 
 /* The rule for an address of the current process. */
@@ -205,7 +246,7 @@ static __always_inline __u32 rule_at(struct walk *walk, __u64 address)
 	__u32 slot = (address * 0x9e3779b97f4a7c15ULL) >> (64 - RULE_CACHE_BITS);
 	struct cached_rule *cached = &walk->rules[slot & ((1 << RULE_CACHE_BITS) - 1)];
 
-	if (cached->address != address || cached->generation != walk->generation) {
+	if (!walk->generation || cached->address != address || cached->generation != walk->generation) {
 		__u32 rule = look_up_rule(address);
 
 		if (rule == RULE_UNKNOWN_CODE)
@@ -217,17 +258,16 @@ static __always_inline __u32 rule_at(struct walk *walk, __u64 address)
 	return cached->rule;
 }
 
-/* Makes the caches those of the process's present mappings. Returns whether anything is known of it. */
-static __always_inline bool begin_lookups(struct walk *walk)
+/* Makes the caches those of the process's present mappings; what is not described is not cached for long. */
+static __always_inline void begin_lookups(struct walk *walk)
 {
-	struct unwind_process *process = current_process();
-	__u32 generation = process ? process->generation : 0;
+	struct unwind_mappings *known = current_mappings();
+	__u32 generation = known ? known->generation : 0;
 
-	if (walk->generation != generation) {
-		walk->generation = generation;
-		walk->mapping.begin = walk->mapping.end = 0;
-	}
-	return process;
+	if (generation && generation == walk->generation)
+		return;
+	walk->generation = generation;
+	walk->mapping.begin = walk->mapping.end = 0;
 }
 
 #endif

@@ -271,7 +271,7 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack)
 		rule = rule_at(walk, walk->pc - walk->is_return_address);
 	/* The first address comes from the CPU; any other may be what a wrong step has read. */
 	if (rule == RULE_UNKNOWN_CODE) {
-		report_unknown_code(walk->pc);
+		report_unknown_code(walk);
 		if (!stack->depth)
 			add_frame(walk, stack, walk->pc);
 		return end_walk(walk, STACK_UNKNOWN_CODE);
@@ -338,23 +338,18 @@ static __always_inline void begin_walk(struct pt_regs *ctx, struct walk *walk, b
 static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct thread *thread, bool at_return)
 {
 	struct walk *walk = &thread->walk;
-	bool known = true;
 	int i;
 
 	thread->stack.depth = 0;
 	begin_walk(ctx, walk, at_return);
 	if (unwind_with_tables)
-		known = begin_lookups(walk);
-	if (!known)
-		report_unknown_code(0);
+		begin_lookups(walk);
 	for (i = 0; i <= MAX_STACK_DEPTH / FRAMES_PER_CALL; i++) {
 		if (!walk_frames())
 			break;
 	}
-	if (!known)
-		walk->end = STACK_NO_TABLES;
 	if (walk->end != STACK_COMPLETE)
-		__sync_fetch_and_add(&stacks_cut[walk->end % STACK_ENDS], 1);
+		__sync_fetch_and_add(&stacks_cut[walk->end & (STACK_ENDS - 1)], 1);
 	return walk->hash ? walk->hash : 1;
 }
 

@@ -79,6 +79,7 @@ pub fn run(options: &Options) -> Result<u8> {
             })?;
     }
     if options.verbose {
+        unwinding::describe(&tracer);
         eprintln!(
             "memleak: armed in {} ms ({:?} probes)",
             (monotonic() - begun).as_millis(),
@@ -234,7 +235,11 @@ impl Session<'_> {
         self.report(older, reason)?;
         let (_, total) = self.overhead.estimate(&self.tracer)?;
         eprintln!("memleak: overhead: {total}");
-        let calls = self.tracer.losses().calls;
+        let losses = self.tracer.losses();
+        if self.options.verbose || losses.cut.total() > 0 {
+            unwinding::describe_cut(&self.tracer, &losses.cut);
+        }
+        let calls = losses.calls;
         if self.options.trace {
             eprintln!("memleak: {calls} calls were dropped from the trace");
         }

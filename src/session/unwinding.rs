@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 
 use crate::probes::Candidate;
+use crate::snapshot::CutStacks;
 use crate::target::{Mapping, Mappings};
 use crate::tracer::{Code, CodeMapping, Tracer};
 
@@ -61,6 +62,43 @@ impl Unwinding {
             .filter_map(|mapping| code_mapping(&mapping, pid))
             .collect();
         tracer.set_code(pid, &code, report_progress)
+    }
+}
+
+/// Says how stacks are unwound and what that costs.
+pub fn describe(tracer: &Tracer<'_>) {
+    if !tracer.wants_tables() {
+        return eprintln!("memleak: unwinding by frame pointers");
+    }
+    let usage = tracer.table_usage();
+    eprintln!(
+        "memleak: unwinding with tables: {} rows and {} rules of {} files in {} KiB, {} files without",
+        usage.rows,
+        usage.rules,
+        usage.files,
+        usage.row_bytes / 1024,
+        usage.failed
+    );
+}
+
+/// Says how many stacks are not whole, and why.
+pub fn describe_cut(tracer: &Tracer<'_>, cut: &CutStacks) {
+    let by = match tracer.wants_tables() {
+        true => "with tables",
+        false => "by frame pointers",
+    };
+    let reasons: Vec<String> = cut
+        .reasons()
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{count} {why}"))
+        .collect();
+    match reasons.is_empty() {
+        true => eprintln!("memleak: stacks unwound {by}, none cut short"),
+        false => eprintln!(
+            "memleak: stacks unwound {by}, cut short: {}",
+            reasons.join(", ")
+        ),
     }
 }
 

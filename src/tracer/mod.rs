@@ -39,6 +39,10 @@ mod skel {
     // SAFETY: as above.
     unsafe impl plain::Plain for types::unwind_process {}
     // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_file_key {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_file {}
+    // SAFETY: as above.
     unsafe impl plain::Plain for types::call_event {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::activity {}
@@ -57,12 +61,12 @@ use libbpf_rs::{
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
 pub use kernel::{Attachment, check};
-pub use unwind_tables::{Code, CodeMapping, FileId};
+pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
 use crate::options::Sampling;
 use crate::probes::{ObjectPlan, Operation, Probe};
-use crate::snapshot::{Losses, Snapshot, Stack, StackId};
+use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
 use crate::trace::Call;
 use attach::ObjectProbes;
 use events::Events;
@@ -146,6 +150,7 @@ impl<'obj> Tracer<'obj> {
             pages: MapHandle::try_from(&maps.unwind_pages)?,
             rules: MapHandle::try_from(&maps.unwind_rules)?,
             processes: MapHandle::try_from(&maps.unwind_processes)?,
+            files: MapHandle::try_from(&maps.unwind_files)?,
         });
         Ok(Self {
             links: Vec::new(),
@@ -212,6 +217,11 @@ impl<'obj> Tracer<'obj> {
         progress: impl FnMut(usize, usize),
     ) -> Result<()> {
         self.tables.set_process(pid, mappings, progress)
+    }
+
+    /// What the unwind tables hold and cost so far.
+    pub fn table_usage(&self) -> TableUsage {
+        self.tables.usage()
     }
 
     /// Takes the processes in which the unwinder has met code that it wasn't told of.
@@ -349,6 +359,7 @@ impl<'obj> Tracer<'obj> {
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,
+            cut: cut_stacks(&data.stacks_cut),
         }
     }
 
@@ -443,6 +454,7 @@ fn configure(
     rodata.track_mappings = config.mappings;
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = config.unwind_tables;
+    rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
     rodata.return_trap_is_optional = attachment == Attachment::Session;
 
     let maps = &mut open.maps;
@@ -472,6 +484,17 @@ fn configure(
     programs.empty_enter.set_autoload(!session);
     programs.empty_leave.set_autoload(!session);
     Ok(())
+}
+
+fn cut_stacks(counts: &[u64]) -> CutStacks {
+    let count = |end: types::stack_end| counts.get(end.0 as usize).copied().unwrap_or(0);
+    CutStacks {
+        depth: count(types::stack_end::STACK_DEPTH),
+        unknown_code: count(types::stack_end::STACK_UNKNOWN_CODE),
+        unsupported: count(types::stack_end::STACK_UNSUPPORTED),
+        unreadable: count(types::stack_end::STACK_UNREADABLE),
+        frame_pointer: count(types::stack_end::STACK_FRAME_POINTER),
+    }
 }
 
 fn operation(operation: Operation) -> types::op {

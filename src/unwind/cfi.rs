@@ -174,7 +174,7 @@ fn rule_of<'a, S: UnwindSection<Bytes<'a>>>(
                 (Some(base), Ok(offset)) => Rule::Offset {
                     base,
                     offset,
-                    rbp: saved_rbp(row, base, &operations),
+                    rbp: saved_rbp(row, base, operations),
                 },
                 _ => Rule::Unsupported,
             }
@@ -187,7 +187,7 @@ fn rule_of<'a, S: UnwindSection<Bytes<'a>>>(
                         base,
                         offset,
                         add,
-                        rbp: saved_rbp(row, base, &operations),
+                        rbp: saved_rbp(row, base, operations),
                     })
                 })
                 .unwrap_or(Rule::Unsupported),

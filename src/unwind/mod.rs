@@ -88,6 +88,7 @@ impl Table {
             .collect()
     }
 
+    #[cfg(test)]
     /// The rule for an address of the file, found as the BPF program finds it; `None` outside executable segments.
     pub fn lookup(&self, address: u64) -> Option<Rule> {
         let pages = self

@@ -2,24 +2,23 @@
 //! Which mappings a process has is found elsewhere; what a table says comes from `unwind`.
 
 mod build;
+mod process;
 mod store;
 
 use std::collections::HashMap;
-use std::mem::offset_of;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
 
-use super::skel::types::{unwind_mapping, unwind_process};
+use super::skel::types::{
+    unwind_code, unwind_file, unwind_file_key, unwind_mapping, unwind_process, unwind_segment,
+};
 use crate::unwind::{self, PAGE_SIZE, Segment};
 use build::build_all;
+use process::{encode, merge};
 use store::{LoadedFile, Store, create_array};
-
-/// Mappings that fit in one process's value.
-const MAX_MAPPINGS: usize = (size_of::<unwind_process>() - offset_of!(unwind_process, mappings))
-    / size_of::<unwind_mapping>();
 
 /// Device and inode of a file, as stat(2) gives them.
 pub type FileId = (u64, u64);
@@ -63,6 +62,8 @@ pub struct Maps {
     pub rules: MapHandle,
     /// `unwind_processes`
     pub processes: MapHandle,
+    /// `unwind_files`
+    pub files: MapHandle,
 }
 
 /// What the tables hold and cost so far.
@@ -80,10 +81,18 @@ pub struct Usage {
     pub failed: usize,
 }
 
+/// A process that the unwinder knows: its value in `unwind_processes`.
+struct Described {
+    map: MapHandle,
+    value: Vec<u8>,
+}
+
 /// The unwind tables of all traced processes. Files stay once they are loaded: the next process maps them again.
 pub struct UnwindTables {
     store: Store,
     processes: MapHandle,
+    files_map: MapHandle,
+    described: HashMap<u32, Described>,
     files: HashMap<FileId, LoadedFile>,
     images: HashMap<Vec<u8>, LoadedFile>,
     generation: u32,
@@ -95,6 +104,8 @@ impl UnwindTables {
         UnwindTables {
             store: Store::new(maps.blocks, maps.pages, maps.rules),
             processes: maps.processes,
+            files_map: maps.files,
+            described: HashMap::new(),
             files: HashMap::new(),
             images: HashMap::new(),
             generation: 0,
@@ -123,12 +134,19 @@ impl UnwindTables {
                 new.push((id, path));
             }
         }
+        if new.is_empty() {
+            return Ok(());
+        }
         let tables = build_all(new.iter().map(|(_, path)| path.as_path()), progress);
         for ((id, _), table) in new.iter().zip(tables) {
             let loaded = self.store.load(table)?;
             self.files.insert(*id, loaded);
         }
-        self.store.publish_rules()
+        self.store.publish_rules()?;
+        for (id, _) in &new {
+            self.publish_file(*id)?;
+        }
+        Ok(())
     }
 
     /// Makes `mappings`, which don't overlap, what the unwinder knows of a process, in place of what it knew. Tables
@@ -164,18 +182,6 @@ impl UnwindTables {
         self.store.prepare_block()
     }
 
-    /// Forgets a process that has ended.
-    ///
-    /// # Errors
-    /// When the kernel refuses; not when the process was unknown.
-    pub fn remove_process(&mut self, tgid: u32) -> Result<()> {
-        match self.processes.delete(&tgid.to_ne_bytes()) {
-            Err(error) if error.kind() != ErrorKind::NotFound => Err(error)
-                .with_context(|| format!("failed to forget the mappings of process {tgid}")),
-            _ => Ok(()),
-        }
-    }
-
     fn describe(&self, mapping: &CodeMapping) -> unwind_mapping {
         let loaded = match &mapping.code {
             Code::File { id, .. } => self.files.get(id),
@@ -202,22 +208,70 @@ impl UnwindTables {
                 .wrapping_add(file_offset)
                 .wrapping_sub(vaddr);
             described.page_bias = loaded.first_page.wrapping_sub((vaddr / PAGE_SIZE) as u32);
-            described.has_table = 1;
+            described.code = unwind_code::UNWIND_TABLE.0;
         }
         described
     }
 
+    /// Lets the BPF programs find the file's table where a mapping is not described yet. A file with more segments than fit
+    /// is left to [`UnwindTables::set_process`].
+    fn publish_file(&self, id: FileId) -> Result<()> {
+        let (device, inode) = id;
+        let key = encode(|key: &mut unwind_file_key| {
+            key.inode = inode;
+            // the kernel's own numbering of devices
+            key.device = makedev_kernel(device);
+        })?;
+        let loaded = self.files.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let value = encode(|file: &mut unwind_file| {
+            file.count = loaded.len() as u32;
+            for (slot, loaded) in file.segments.iter_mut().zip(loaded) {
+                slot.file_offset = loaded.segment.file_offset;
+                slot.size = loaded.segment.size;
+                slot.vaddr = loaded.segment.vaddr;
+                slot.first_page = loaded.first_page;
+            }
+        })?;
+        if loaded.len() > size_of::<unwind_file>() / size_of::<unwind_segment>() {
+            return Ok(());
+        }
+        match self.files_map.update(&key, &value, MapFlags::ANY) {
+            // No room: mappings of the file wait for the tracer.
+            Err(error) if error.kind() == ErrorKind::Other => Ok(()),
+            result => result.context("failed to store where a file's unwind table is"),
+        }
+    }
+
     fn publish(&mut self, tgid: u32, mappings: &[unwind_mapping]) -> Result<()> {
-        self.generation += 1;
-        let value = process_value(self.generation, mappings)?;
+        // 0 stands for a process that is not described
+        self.generation = self.generation.wrapping_add(1).max(1);
+        if !self.described.contains_key(&tgid) {
+            let described = self.add_process(tgid)?;
+            self.described.insert(tgid, described);
+        }
+        let Some(Described { map, value }) = self.described.get_mut(&tgid) else {
+            return Ok(());
+        };
+        let write = |value: &[u8]| {
+            map.update(&[0; size_of::<u32>()], value, MapFlags::ANY)
+                .with_context(|| format!("failed to store the mappings of process {tgid}"))
+        };
+        process::prepare(value, self.generation, mappings)?;
+        write(value)?;
+        process::activate(value)?;
+        write(value)
+    }
+
+    fn add_process(&self, tgid: u32) -> Result<Described> {
         let map = create_array("unwind_process", size_of::<unwind_process>())?;
-        map.update(&0u32.to_ne_bytes(), &value, MapFlags::ANY)
-            .and_then(|()| {
-                let fd = map.as_fd().as_raw_fd().to_ne_bytes();
-                self.processes
-                    .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
-            })
-            .with_context(|| format!("failed to store the mappings of process {tgid}"))
+        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
+        self.processes
+            .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
+            .with_context(|| format!("failed to make room for the mappings of process {tgid}"))?;
+        Ok(Described {
+            map,
+            value: vec![0; size_of::<unwind_process>()],
+        })
     }
 }
 
@@ -234,99 +288,14 @@ fn shown(mapping: &CodeMapping, segment: Segment) -> u64 {
     end.saturating_sub(segment.file_offset.max(mapping.file_offset))
 }
 
-/// Joins neighbours that continue each other. Where more remain than the unwinder can search, memory without tables is
-/// joined across the gaps between: JIT compilers scatter it in many small pieces.
-fn merge(mappings: Vec<unwind_mapping>) -> Vec<unwind_mapping> {
-    let same_table = |a: &unwind_mapping, b: &unwind_mapping| {
-        a.has_table == b.has_table && a.bias == b.bias && a.page_bias == b.page_bias
-    };
-    let merged = join(mappings, |a, b| {
-        a.end == b.begin && (same_table(a, b) || a.has_table == 0 && b.has_table == 0)
-    });
-    if merged.len() <= MAX_MAPPINGS {
-        return merged;
-    }
-    join(merged, |a, b| a.has_table == 0 && b.has_table == 0)
-}
-
-fn join(
-    mappings: Vec<unwind_mapping>,
-    joins: impl Fn(&unwind_mapping, &unwind_mapping) -> bool,
-) -> Vec<unwind_mapping> {
-    let mut joined: Vec<unwind_mapping> = Vec::with_capacity(mappings.len());
-    for mapping in mappings {
-        match joined.last_mut() {
-            Some(last) if joins(last, &mapping) => last.end = mapping.end,
-            _ => joined.push(mapping),
-        }
-    }
-    joined
-}
-
-/// The value that tells the unwinder a process's mappings. What doesn't fit is left out: the highest addresses.
-fn process_value(generation: u32, mappings: &[unwind_mapping]) -> Result<Vec<u8>> {
-    let mut bytes = vec![0; size_of::<unwind_process>()];
-    let process: &mut unwind_process = plain::from_mut_bytes(&mut bytes)
-        .map_err(|error| anyhow!("failed to lay out the mappings of a process: {error:?}"))?;
-    process.generation = generation;
-    process.count = mappings.len().min(MAX_MAPPINGS) as u32;
-    for (slot, mapping) in process.mappings.iter_mut().zip(mappings) {
-        *slot = *mapping;
-    }
-    Ok(bytes)
+/// The kernel's own form of a device number, from that of stat(2).
+fn makedev_kernel(device: u64) -> u32 {
+    rustix::fs::major(device) << 20 | rustix::fs::minor(device)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn mapping(begin: u64, end: u64, bias: u64, has_table: u32) -> unwind_mapping {
-        unwind_mapping {
-            begin,
-            end,
-            bias,
-            page_bias: 0,
-            has_table,
-        }
-    }
-
-    fn ranges(mappings: Vec<unwind_mapping>) -> Vec<(u64, u64)> {
-        merge(mappings)
-            .iter()
-            .map(|mapping| (mapping.begin, mapping.end))
-            .collect()
-    }
-
-    #[test]
-    fn mappings_of_one_file_that_continue_each_other_are_one() {
-        let parts = vec![
-            mapping(0x1000, 0x2000, 7, 1),
-            mapping(0x2000, 0x3000, 7, 1),
-            mapping(0x3000, 0x4000, 8, 1),
-        ];
-        assert_eq!(ranges(parts), [(0x1000, 0x3000), (0x3000, 0x4000)]);
-    }
-
-    #[test]
-    fn gaps_stay_gaps_while_there_is_room() {
-        let parts = vec![mapping(0x1000, 0x2000, 0, 0), mapping(0x3000, 0x4000, 0, 0)];
-        assert_eq!(ranges(parts), [(0x1000, 0x2000), (0x3000, 0x4000)]);
-    }
-
-    #[test]
-    fn scattered_code_without_tables_is_joined_when_there_is_too_much_of_it() {
-        let mut parts: Vec<unwind_mapping> = (0..3_000)
-            .map(|n| mapping(0x10_0000 + n * 0x2000, 0x10_1000 + n * 0x2000, 0, 0))
-            .collect();
-        parts.push(mapping(0x7f00_0000_0000, 0x7f00_0000_1000, 9, 1));
-        assert_eq!(
-            ranges(parts),
-            [
-                (0x10_0000, 0x10_1000 + 2_999 * 0x2000),
-                (0x7f00_0000_0000, 0x7f00_0000_1000)
-            ]
-        );
-    }
 
     #[test]
     fn a_mapping_that_shows_the_edge_of_another_segment_belongs_to_the_larger_part() {
@@ -351,15 +320,8 @@ mod tests {
     }
 
     #[test]
-    fn a_value_holds_the_lowest_mappings_that_fit() {
-        let mappings: Vec<unwind_mapping> = (0..5_000).map(|n| mapping(n, n + 1, 0, 1)).collect();
-        let bytes = process_value(42, &mappings).unwrap();
-        let process: &unwind_process = plain::from_bytes(&bytes).unwrap();
-        assert_eq!(
-            (process.generation, process.count),
-            (42, MAX_MAPPINGS as u32)
-        );
-        let last = process.mappings[MAX_MAPPINGS - 1];
-        assert_eq!(last.begin, MAX_MAPPINGS as u64 - 1);
+    fn devices_are_numbered_as_the_kernel_does() {
+        let device = rustix::fs::makedev(0x103, 0x12345);
+        assert_eq!(makedev_kernel(device), 0x103 << 20 | 0x12345);
     }
 }
