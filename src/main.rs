@@ -1,6 +1,7 @@
 //! memleak: find memory that is never freed.
 
 mod analysis;
+mod output;
 mod recording;
 mod report;
 mod snapshot;

@@ -1,0 +1,74 @@
+// The data of the report and how its parts are named. The shape is written by payload.rs.
+
+const report = JSON.parse(byId("data").textContent);
+
+const VERDICTS = ["growing", "plateau", "sawtooth", "shrinking", "too short"];
+
+// Fields of a call, as payload.rs orders them.
+const [NAME, MODULE, FILE, LINE, ADDRESS, OFFSET, INLINED] = [0, 1, 2, 3, 4, 5, 6];
+
+const text = (id) => (id < 0 ? "" : report.strings[id]);
+const moduleName = (id) => (id < 0 ? "" : report.modules[id][0]);
+
+function callName(id) {
+  return text(report.calls[id][NAME]) || "[unknown]";
+}
+
+function callPlace(id) {
+  const call = report.calls[id];
+  if (call[FILE] < 0) return "";
+  return call[LINE] ? `${text(call[FILE])}:${call[LINE]}` : text(call[FILE]);
+}
+
+// An unnamed function is told apart by where it lies.
+function callTitle(id) {
+  const call = report.calls[id];
+  if (call[NAME] >= 0) return text(call[NAME]);
+  return moduleName(call[MODULE]) ? `[unknown] ${moduleName(call[MODULE])}` : `[unknown] ${call[ADDRESS]}`;
+}
+
+// Every stack gets the figures that the table sorts by, and its names.
+report.stacks.forEach((stack, index) => {
+  stack.index = index;
+  stack.average = stack.count ? stack.bytes / stack.count : 0;
+  stack.growing = stack.growth !== null && stack.growth.alarming;
+  stack.slope = stack.growth === null || stack.growth.rate === null ? null : stack.growth.rate[0];
+  if (stack.calls === null) {
+    stack.title = "[stack not stored]";
+    stack.path = "the tracer had no room for it";
+    stack.module = "";
+    return;
+  }
+  stack.title = stack.calls.length ? callTitle(stack.calls[stack.blame]) : "[empty stack]";
+  stack.path = stack.calls.slice(stack.blame + 1, stack.blame + 5).map(callTitle).join(" ← ");
+  stack.module = stack.calls.length ? moduleName(report.calls[stack.calls[stack.blame]][MODULE]) : "";
+});
+
+const manyProcesses = new Set(report.stacks.map((stack) => stack.pid)).size > 1;
+
+// Everything that the filter looks at, made when it is first needed.
+function haystack(stack) {
+  if (stack.haystack === undefined) {
+    const words = new Set([`pid ${stack.pid}`, stack.class, stack.title]);
+    for (const id of stack.calls ?? []) {
+      const call = report.calls[id];
+      words.add(text(call[NAME]));
+      words.add(call[MODULE] < 0 ? "" : report.modules[call[MODULE]][1]);
+      words.add(callPlace(id));
+    }
+    stack.haystack = [...words].join("\n").toLowerCase();
+  }
+  return stack.haystack;
+}
+
+// One line per call, in the form of the text report.
+function stackText(stack) {
+  const lines = (stack.calls ?? []).map((id) => {
+    const call = report.calls[id];
+    const offset = call[INLINED] ? " (inlined)" : `+0x${call[OFFSET].toString(16)}`;
+    const module = moduleName(call[MODULE]) ? ` [${moduleName(call[MODULE])}]` : "";
+    const place = callPlace(id) ? ` ${callPlace(id)}` : "";
+    return `\t\t${call[ADDRESS]}\t${callName(id)}${call[NAME] < 0 ? "" : offset}${module}${place}`;
+  });
+  return [`\t${stack.bytes} bytes in ${stack.count} allocations from stack`, ...lines, ""].join("\n");
+}

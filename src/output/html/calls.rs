@@ -1,0 +1,215 @@
+//! What a reader calls a stack: its frames with inlined functions spelled out, and the call to name it by.
+//! Naming only: figures live in `payload`, markup in `markup`.
+
+use std::borrow::Cow;
+
+use crate::report::{Frame, Function, Location, Module};
+
+/// Longest name that the page carries, in characters; generated C++ names can fill megabytes.
+const LONGEST_NAME: usize = 4_000;
+
+/// One function on a stack, compiled or inlined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// The function's name, where known.
+    pub name: Option<&'a str>,
+    /// The object that holds the code.
+    pub module: Option<&'a Module>,
+    /// Where in the source the call stands.
+    pub location: Option<&'a Location>,
+    /// The return address.
+    pub address: u64,
+    /// Bytes from the function's beginning; for an unknown function, from the file's, where that is known.
+    pub offset: Option<u64>,
+    /// Whether it was inlined into the call that follows.
+    pub inlined: bool,
+}
+
+impl Call<'_> {
+    /// The name that headings and tables show.
+    pub fn title(&self) -> String {
+        if let Some(name) = self.name {
+            return visible(name).into_owned();
+        }
+        match (self.module, self.offset) {
+            (Some(module), Some(offset)) => {
+                format!("[unknown] {}+0x{offset:x}", visible(&module.name()))
+            }
+            (Some(module), None) => format!("[unknown] {}", visible(&module.name())),
+            (None, _) => format!("[unknown] 0x{:x}", self.address),
+        }
+    }
+}
+
+/// All calls of a stack, innermost first.
+pub fn calls(frames: &[Frame]) -> Vec<Call<'_>> {
+    frames.iter().flat_map(calls_of_frame).collect()
+}
+
+fn calls_of_frame(frame: &Frame) -> impl Iterator<Item = Call<'_>> {
+    let inlined = frame
+        .inlined
+        .iter()
+        .map(|function| call(frame, Some(function), true));
+    inlined.chain(std::iter::once(call(frame, frame.function.as_ref(), false)))
+}
+
+fn call<'a>(frame: &'a Frame, function: Option<&'a Function>, inlined: bool) -> Call<'a> {
+    Call {
+        name: function.map(|function| function.name.as_str()),
+        module: frame.module.as_deref(),
+        location: function.and_then(|function| function.location.as_ref()),
+        address: frame.address,
+        offset: match function {
+            Some(_) => Some(frame.function_offset),
+            None => frame.file_offset,
+        },
+        inlined,
+    }
+}
+
+/// The call to name a stack by: the innermost one outside the language's runtime, else the innermost of all.
+pub fn blame(calls: &[Call<'_>]) -> usize {
+    calls.iter().position(|call| !is_runtime(call)).unwrap_or(0)
+}
+
+/// Whether a call belongs to a runtime or standard library, which allocates on behalf of its caller.
+fn is_runtime(call: &Call<'_>) -> bool {
+    const MODULES: [&str; 7] = [
+        "libc.so",
+        "libc-2",
+        "ld-linux",
+        "ld-musl",
+        "libstdc++",
+        "libc++",
+        "libgcc_s",
+    ];
+    const FUNCTIONS: [&str; 9] = [
+        "std::",
+        "alloc::",
+        "core::",
+        "<alloc::",
+        "<core::",
+        "<std::",
+        "__gnu_cxx::",
+        "operator new",
+        "__rust",
+    ];
+    let module = call.module.map(Module::name).unwrap_or_default();
+    let name = call.name.unwrap_or_default();
+    // A demangled template function begins with its return type.
+    let name = name.strip_prefix("void ").unwrap_or(name);
+    MODULES.iter().any(|prefix| module.starts_with(prefix))
+        || FUNCTIONS.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// Text from outside as it can be shown: control characters and those that reorder a line are spelled out,
+/// and what is longer than any screen is cut.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let long = text.chars().nth(LONGEST_NAME).is_some();
+    if !long && !text.chars().any(is_invisible) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars().take(LONGEST_NAME) {
+        if is_invisible(character) {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    if long {
+        shown.push('…');
+    }
+    Cow::Owned(shown)
+}
+
+fn is_invisible(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn frame(name: Option<&str>, module: &str) -> Frame {
+        Frame {
+            address: 0x1000,
+            module: Some(Arc::new(Module {
+                path: PathBuf::from(module),
+                build_id: None,
+            })),
+            file_offset: Some(0x20),
+            function: name.map(function),
+            function_offset: 4,
+            inlined: Vec::new(),
+        }
+    }
+
+    fn function(name: &str) -> Function {
+        Function {
+            name: name.to_owned(),
+            location: None,
+        }
+    }
+
+    #[test]
+    fn runtime_functions_are_not_blamed() {
+        let stack = [
+            frame(Some("strdup"), "/lib/libc.so.6"),
+            frame(Some("void std::vector<int>::push_back(int)"), "/bin/app"),
+            frame(Some("load_users"), "/bin/app"),
+            frame(Some("main"), "/bin/app"),
+        ];
+        assert_eq!(blame(&calls(&stack)), 2);
+        assert_eq!(blame(&calls(&stack[..2])), 0);
+        assert_eq!(blame(&[]), 0);
+    }
+
+    #[test]
+    fn inlined_functions_come_before_their_frame() {
+        let mut outer = frame(Some("outer"), "/bin/app");
+        outer.inlined = vec![function("innermost"), function("middle")];
+        let stack = [outer];
+        let names: Vec<_> = calls(&stack)
+            .iter()
+            .map(|call| (call.name, call.inlined))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                (Some("innermost"), true),
+                (Some("middle"), true),
+                (Some("outer"), false)
+            ]
+        );
+    }
+
+    #[test]
+    fn unknown_functions_are_told_apart_by_place() {
+        let stack = [
+            frame(None, "/opt/app/server"),
+            Frame {
+                address: 0xabc,
+                ..Frame::default()
+            },
+        ];
+        let titles: Vec<_> = calls(&stack).iter().map(Call::title).collect();
+        assert_eq!(titles, ["[unknown] server+0x20", "[unknown] 0xabc"]);
+    }
+
+    #[test]
+    fn invisible_characters_are_spelled_out_and_endless_names_cut() {
+        assert_eq!(visible("a<b>(c)"), "a<b>(c)");
+        assert_eq!(visible("a\nb\u{202e}c"), "a\\u{a}b\\u{202e}c");
+        assert_eq!(
+            visible(&"x".repeat(9_000)).chars().count(),
+            LONGEST_NAME + 1
+        );
+    }
+}
