@@ -1,10 +1,13 @@
 //! The HTML report: one self-contained file that a team can share, look at and print; it asks nothing of the network.
 //! Puts the page together; what is on it is made in the folder beside, and nothing here judges figures.
 
+mod alerts;
 mod calls;
+mod headline;
 mod intern;
 mod markup;
 mod payload;
+mod run;
 mod select;
 mod thin;
 mod words;
@@ -15,7 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use crate::analysis::growth::{Growth, StackGrowth, Verdict};
+use crate::analysis::growth::StackGrowth;
 use crate::recording::model::Recording;
 
 /// The page, with `{{name}}` where a part goes.
@@ -75,12 +78,12 @@ pub fn write(page: &Page<'_>, out: &mut impl Write) -> io::Result<()> {
             "title" => markup::escape(&title),
             "style" => STYLE.to_owned(),
             "theme" => THEME.to_owned(),
-            "headline" => markup::headline(page),
-            "alerts" => markup::alerts(page, &data.places),
-            "largest" => markup::largest(page.recording),
-            "losses" => markup::losses(page.recording),
-            "run" => markup::run(page.recording),
-            "foot" => markup::foot(),
+            "headline" => headline::headline(page),
+            "alerts" => alerts::alerts(page, &data.places),
+            "largest" => run::largest(page.recording),
+            "losses" => run::losses(page.recording),
+            "run" => run::run(page.recording),
+            "foot" => run::foot(),
             "data" => data.json.clone(),
             "script" => SCRIPT.to_owned(),
             _ => String::new(),
@@ -101,16 +104,20 @@ fn policy() -> String {
     )
 }
 
+/// The stacks to warn of, most severe first.
+fn growing<'a>(page: &Page<'a>) -> Vec<&'a StackGrowth> {
+    page.growth
+        .iter()
+        .filter(|stack| stack.growth.is_growing())
+        .collect()
+}
+
 fn hash(text: &str) -> String {
     format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
 }
 
-/// Whether a stack belongs into the alerts.
-fn is_alarming(growth: &Growth) -> bool {
-    growth.verdict == Verdict::Growing || growth.continuous
-}
-
 #[cfg(test)]
+#[path = "../../tests/html/samples.rs"]
 mod samples;
 #[cfg(test)]
 mod tests;

@@ -26,10 +26,10 @@ pub struct Call<'a> {
 }
 
 impl Call<'_> {
-    /// The name that headings and tables show.
+    /// The name that headings and tables show: without parameters, and told apart by place where it is unknown.
     pub fn title(&self) -> String {
         if let Some(name) = self.name {
-            return visible(name).into_owned();
+            return short(&visible(name)).to_owned();
         }
         match (self.module, self.offset) {
             (Some(module), Some(offset)) => {
@@ -101,6 +101,39 @@ fn is_runtime(call: &Call<'_>) -> bool {
     let name = name.strip_prefix("void ").unwrap_or(name);
     MODULES.iter().any(|prefix| module.starts_with(prefix))
         || FUNCTIONS.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A demangled C++ name up to its parameters: `void a::f<int>(b)` gives `void a::f<int>`. Other names stay whole.
+pub fn short(name: &str) -> &str {
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(character) = name[at..].chars().next() {
+        let rest = &name[at..];
+        match character {
+            'o' if rest.starts_with("operator") => at += operator_length(rest) - 1,
+            '(' if rest.starts_with("(anonymous namespace)") => at += "(anonymous namespace".len(),
+            '(' if depth == 0 && at > 0 => return name[..at].trim_end(),
+            '<' | '{' => depth += 1,
+            '>' if name[..at].ends_with('-') => {}
+            '>' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        at += name[at..].chars().next().map_or(1, char::len_utf8);
+    }
+    name
+}
+
+/// Bytes of `operator` and the sign that follows it, which may look like brackets.
+fn operator_length(name: &str) -> usize {
+    let word = "operator".len();
+    let sign = &name[word..];
+    if sign.starts_with("()") {
+        return word + 2;
+    }
+    let is_sign = |character: char| "<>=!+-*/%^&|~,[]".contains(character);
+    word + sign
+        .find(|character| !is_sign(character))
+        .unwrap_or(sign.len())
 }
 
 /// Text from outside as it can be shown: control characters and those that reorder a line are spelled out,
@@ -188,6 +221,29 @@ mod tests {
                 (Some("outer"), false)
             ]
         );
+    }
+
+    #[test]
+    fn short_names_end_where_parameters_begin() {
+        let cases = [
+            ("malloc", "malloc"),
+            ("a::f(std::function<void (int)>) const", "a::f"),
+            ("void a::g<void (*)(int)>(int)", "void a::g<void (*)(int)>"),
+            ("(anonymous namespace)::f(int)", "(anonymous namespace)::f"),
+            ("a::operator()(int) const", "a::operator()"),
+            ("a::operator<<(int)", "a::operator<<"),
+            ("a::operator-> ()", "a::operator->"),
+            ("f(int)::{lambda(char)#1}::operator()(char) const", "f"),
+            (
+                "<alloc::vec::Vec<fn() -> T> as Clone>::clone",
+                "<alloc::vec::Vec<fn() -> T> as Clone>::clone",
+            ),
+            ("ünïcode(x)", "ünïcode"),
+            ("(", "("),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(short(name), expected);
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::calls::{Call, visible};
+use super::calls::{Call, short, visible};
 
 /// What stands for "unknown" in place of an index.
 const NONE: i64 = -1;
@@ -17,9 +17,10 @@ const OVERHEAD: usize = 48;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ModuleEntry(pub String, pub String, pub String);
 
-/// A call: name, module, file, line, address, offset, whether inlined. `assets/report.js` reads this order.
+/// A call: name, module, file, line, address, offset, whether inlined, length of the short name in UTF-16 units.
+/// `assets/report.js` reads this order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct CallEntry(i64, i64, i64, u32, String, Option<u64>, u8);
+pub struct CallEntry(i64, i64, i64, u32, String, Option<u64>, u8, usize);
 
 /// The tables so far.
 #[derive(Debug, Default)]
@@ -55,6 +56,8 @@ impl Tables {
             format!("0x{:016x}", call.address),
             call.offset,
             u8::from(call.inlined),
+            call.name
+                .map_or(0, |name| short(&visible(name)).encode_utf16().count()),
         );
         place(entry, &mut self.call_places, &mut self.calls)
     }

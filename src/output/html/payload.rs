@@ -6,22 +6,20 @@ use std::io;
 
 use serde::Serialize;
 
+use super::Page;
 use super::calls::{blame, calls};
 use super::intern::{CallEntry, ModuleEntry, Tables};
 use super::select::{Chosen, Selection, peaks, select};
 use super::thin::{Buckets, Lane};
-use super::{Page, is_alarming};
 use crate::analysis::growth::{Growth, Verdict};
-use crate::recording::model::Recording;
+use crate::recording::model::{Reason, Recording};
+use crate::snapshot::WallTime;
 
 /// Points of a line in the charts.
 const CHART_POINTS: usize = 800;
 
 /// Points of the little line in a row of the table.
 const SPARK_POINTS: usize = 48;
-
-/// Nanoseconds in a day: times of day without a date lie on the epoch's first.
-const DAY_NS: i64 = 86_400_000_000_000;
 
 /// The data, ready to be put into the page.
 #[derive(Debug)]
@@ -46,6 +44,8 @@ struct Payload {
     per_point: usize,
     /// Milliseconds since the first snapshot, for every point.
     times: Vec<i64>,
+    /// When a baseline was marked, likewise.
+    marks: Vec<i64>,
     total: Line,
     rss: Option<Vec<Option<u64>>>,
     series: Vec<Series>,
@@ -89,7 +89,7 @@ struct StackData {
 
 #[derive(Serialize)]
 struct GrowthData {
-    alarming: bool,
+    growing: bool,
     verdict: usize,
     continuous: bool,
     /// Bytes per second: the estimate and the ends of its interval.
@@ -125,8 +125,8 @@ pub fn json(page: &Page<'_>) -> io::Result<Data> {
 fn build(page: &Page<'_>, selection: &Selection<'_>, peaks: &[u64]) -> Payload {
     let recording = page.recording;
     let times = times(recording);
-    let first = times.first().copied().unwrap_or(0);
-    let buckets = Buckets::new(times.len(), CHART_POINTS);
+    let first = recording.snapshots.first();
+    let buckets = buckets(recording, CHART_POINTS);
     let lines = lines(recording, selection, &buckets);
     let sparks = sparks(recording, selection, peaks);
     let growth: BTreeMap<usize, &Growth> = page
@@ -145,19 +145,13 @@ fn build(page: &Page<'_>, selection: &Selection<'_>, peaks: &[u64]) -> Payload {
         })
         .collect();
     Payload {
-        start: first,
-        before: before(recording, first),
-        dated: recording
-            .snapshots
-            .first()
-            .is_some_and(|snapshot| snapshot.time.unix_ns >= 2 * DAY_NS),
+        start: first.map_or(0, |first| local_clock(first.time)),
+        before: first.map_or(0, |first| milliseconds(first.elapsed_ns)),
+        dated: recording.header.started.is_some(),
         snapshots: times.len(),
         per_point: buckets.largest(),
-        times: buckets
-            .times(&times)
-            .into_iter()
-            .map(|time| time - first)
-            .collect(),
+        marks: marks(recording, &times),
+        times: buckets.times(&times),
         total: lines.total,
         rss: rss(recording, &buckets),
         series: lines.series,
@@ -169,29 +163,39 @@ fn build(page: &Page<'_>, selection: &Selection<'_>, peaks: &[u64]) -> Payload {
     }
 }
 
-/// When the snapshots were taken, in ms of their local clock, never going back (a clock that was set may have).
+/// Milliseconds between the first snapshot and each, never going back.
 fn times(recording: &Recording) -> Vec<i64> {
-    let mut latest = i64::MIN;
-    let local = recording.snapshots.iter().map(|snapshot| {
-        let milliseconds = snapshot.time.unix_ns.div_euclid(1_000_000);
-        milliseconds.saturating_add(1000 * i64::from(snapshot.time.utc_offset_s))
-    });
-    local
-        .map(|time| {
-            latest = latest.max(time);
+    let mut latest = 0;
+    let first = recording
+        .snapshots
+        .first()
+        .map_or(0, |first| first.elapsed_ns);
+    let snapshots = recording.snapshots.iter();
+    snapshots
+        .map(|snapshot| {
+            latest = latest.max(milliseconds(snapshot.elapsed_ns.saturating_sub(first)));
             latest
         })
         .collect()
 }
 
-fn before(recording: &Recording, first: i64) -> i64 {
-    let started = recording.header.started.map(|started| {
-        started
-            .unix_ns
-            .div_euclid(1_000_000)
-            .saturating_add(1000 * i64::from(started.utc_offset_s))
-    });
-    started.map_or(0, |started| first.saturating_sub(started).max(0))
+fn milliseconds(nanoseconds: u64) -> i64 {
+    i64::try_from(nanoseconds / 1_000_000).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds since the epoch as the local clock of the recording showed them.
+fn local_clock(time: WallTime) -> i64 {
+    let offset = 1000 * i64::from(time.utc_offset_s);
+    time.unix_ns.div_euclid(1_000_000).saturating_add(offset)
+}
+
+/// When baselines were marked, in ms since the first snapshot.
+fn marks(recording: &Recording, times: &[i64]) -> Vec<i64> {
+    let marked = recording.snapshots.iter().zip(times);
+    marked
+        .filter(|(snapshot, _)| snapshot.reason == Reason::Mark)
+        .map(|(_, time)| *time)
+        .collect()
 }
 
 struct Lines {
@@ -201,8 +205,7 @@ struct Lines {
 
 /// The total and the top stacks over time.
 fn lines(recording: &Recording, selection: &Selection<'_>, buckets: &Buckets) -> Lines {
-    let absent = absent(recording);
-    let mut total = [Lane::new(buckets, absent), Lane::new(buckets, absent)];
+    let mut total = [Lane::new(buckets), Lane::new(buckets)];
     let mut lanes = vec![total.clone(); selection.lines];
     let places: HashMap<usize, usize> = selection
         .stacks
@@ -238,9 +241,12 @@ fn line([bytes, count]: [Lane<'_>; 2]) -> Line {
     }
 }
 
-/// What a snapshot says of a stack that it does not mention: only complete ones say that it holds nothing.
-fn absent(recording: &Recording) -> Option<u64> {
-    recording.header.source.is_complete().then_some(0)
+/// The division of the snapshots; those of logs tell of the largest stacks only.
+fn buckets(recording: &Recording, points: usize) -> Buckets {
+    let snapshots = recording.snapshots.iter().enumerate();
+    let partial = snapshots.filter(|(_, snapshot)| !snapshot.complete);
+    Buckets::new(recording.snapshots.len(), points)
+        .with_partial(partial.map(|(position, _)| position))
 }
 
 /// The little lines of all stacks.
@@ -249,12 +255,12 @@ fn sparks(
     selection: &Selection<'_>,
     peaks: &[u64],
 ) -> Vec<Vec<Option<u64>>> {
-    let buckets = Buckets::new(recording.snapshots.len(), SPARK_POINTS);
+    let buckets = buckets(recording, SPARK_POINTS);
     let mut places = vec![None; recording.stacks.len()];
     for (at, chosen) in selection.stacks.iter().enumerate() {
         places[chosen.stack] = Some(at);
     }
-    let mut lanes = vec![Lane::new(&buckets, absent(recording)); selection.stacks.len()];
+    let mut lanes = vec![Lane::new(&buckets); selection.stacks.len()];
     for (position, snapshot) in recording.snapshots.iter().enumerate() {
         for figure in &snapshot.figures {
             if let Some(Some(at)) = places.get(figure.stack as usize) {
@@ -314,7 +320,7 @@ fn stack_data(chosen: &Chosen<'_>, tables: &mut Tables) -> StackData {
 
 fn growth_data(growth: &Growth) -> GrowthData {
     GrowthData {
-        alarming: is_alarming(growth),
+        growing: growth.is_growing(),
         // The order of VERDICTS in assets/report.js.
         verdict: match growth.verdict {
             Verdict::Growing => 0,

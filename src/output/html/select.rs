@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Page;
 use super::calls::{Call, calls};
 use super::intern::Tables;
-use super::{Page, is_alarming};
 use crate::recording::model::{Figure, Recording, StackRecord};
 use crate::snapshot::Turnover;
 
@@ -32,7 +32,7 @@ pub struct Chosen<'a> {
 /// What the page carries and what it leaves out.
 #[derive(Debug, Default)]
 pub struct Selection<'a> {
-    /// The stacks, alarming ones first, then by bytes.
+    /// The stacks, growing ones first, then by bytes.
     pub stacks: Vec<Chosen<'a>>,
     /// How many of them, from the first, get a line in the charts.
     pub lines: usize,
@@ -86,11 +86,8 @@ fn ranked(
     peaks: &[u64],
 ) -> Vec<usize> {
     let mut seen = BTreeSet::new();
-    let alarming = page
-        .growth
-        .iter()
-        .filter(|stack| is_alarming(&stack.growth));
-    let mut order: Vec<usize> = alarming
+    let growing = page.growth.iter().filter(|stack| stack.growth.is_growing());
+    let mut order: Vec<usize> = growing
         .map(|stack| stack.stack)
         .filter(|stack| seen.insert(*stack))
         .collect();

@@ -6,6 +6,8 @@
 pub struct Buckets {
     /// Position after the last snapshot of each run, ascending.
     ends: Vec<usize>,
+    /// Positions of snapshots that tell of the largest stacks only; ascending.
+    partial: Vec<usize>,
 }
 
 impl Buckets {
@@ -15,6 +17,7 @@ impl Buckets {
         if snapshots <= max_points.max(4) {
             return Buckets {
                 ends: (1..=snapshots).collect(),
+                partial: Vec::new(),
             };
         }
         let inner = snapshots - 2;
@@ -22,7 +25,16 @@ impl Buckets {
         let mut ends = vec![1];
         ends.extend((1..=runs).map(|run| 1 + inner * run / runs));
         ends.push(snapshots);
-        Buckets { ends }
+        Buckets {
+            ends,
+            partial: Vec::new(),
+        }
+    }
+
+    /// Says at which positions (ascending) a series that is not mentioned is unknown; elsewhere it holds nothing.
+    pub fn with_partial(mut self, positions: impl IntoIterator<Item = usize>) -> Buckets {
+        self.partial = positions.into_iter().collect();
+        self
     }
 
     /// The most snapshots that any run holds; 0 when there are none.
@@ -52,7 +64,7 @@ impl Buckets {
 
     /// Thins a whole series at once.
     pub fn thin(&self, values: &[Option<u64>]) -> Vec<Option<u64>> {
-        let mut lane = Lane::new(self, None);
+        let mut lane = Lane::new(self);
         for (position, value) in values.iter().enumerate() {
             lane.push(position, *value);
         }
@@ -69,8 +81,6 @@ impl Buckets {
 #[derive(Clone, Debug)]
 pub struct Lane<'a> {
     buckets: &'a Buckets,
-    /// What a snapshot that does not mention the series says about it: nothing outstanding, or nothing at all.
-    absent: Option<u64>,
     /// The position that comes next.
     next: usize,
     bucket: usize,
@@ -80,11 +90,10 @@ pub struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    /// Begins a series; positions that are skipped count as `absent`.
-    pub fn new(buckets: &'a Buckets, absent: Option<u64>) -> Lane<'a> {
+    /// Begins a series; positions that are skipped count as 0, or as unknown where the snapshot is partial.
+    pub fn new(buckets: &'a Buckets) -> Lane<'a> {
         Lane {
             buckets,
-            absent,
             next: 0,
             bucket: 0,
             low: None,
@@ -99,7 +108,7 @@ impl<'a> Lane<'a> {
             return;
         }
         while self.next < position {
-            self.take(self.absent);
+            self.take(self.absent());
         }
         self.take(value);
     }
@@ -108,9 +117,14 @@ impl<'a> Lane<'a> {
     pub fn finish(mut self) -> Vec<Option<u64>> {
         let end = self.buckets.ends.last().copied().unwrap_or(0);
         while self.next < end {
-            self.take(self.absent);
+            self.take(self.absent());
         }
         self.points
+    }
+
+    fn absent(&self) -> Option<u64> {
+        let partial = self.buckets.partial.binary_search(&self.next).is_ok();
+        (!partial).then_some(0)
     }
 
     fn take(&mut self, value: Option<u64>) {
@@ -209,11 +223,12 @@ mod tests {
     #[test]
     fn skipped_positions_count_as_absent() {
         let buckets = Buckets::new(4, 8);
-        let mut known = Lane::new(&buckets, Some(0));
+        let mut known = Lane::new(&buckets);
         known.push(1, Some(6));
         known.push(1, Some(9));
         assert_eq!(known.finish(), some(&[0, 6, 0, 0]));
-        let mut unknown = Lane::new(&buckets, None);
+        let buckets = buckets.with_partial([0, 1, 3]);
+        let mut unknown = Lane::new(&buckets);
         unknown.push(2, Some(6));
         assert_eq!(unknown.finish(), [None, None, Some(6), None]);
     }

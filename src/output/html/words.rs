@@ -46,16 +46,26 @@ pub fn plural(number: u64, one: &str, many: &str) -> String {
 
 /// Bytes per second in the unit of time that gives the most readable figure: `1.20 MiB a minute`.
 pub fn rate(bytes_per_s: f64) -> String {
+    let (factor, unit) = unit_of_rate(bytes_per_s);
+    format!("{} {unit}", bytes(bytes_per_s * factor))
+}
+
+/// Two rates and the unit that they share: `1.1 KiB to 1.3 KiB a second`.
+pub fn rates(low: f64, high: f64) -> String {
+    let (factor, unit) = unit_of_rate(high);
+    format!("{} to {} {unit}", bytes(low * factor), bytes(high * factor))
+}
+
+/// What bytes a second are multiplied with, and the words for it.
+fn unit_of_rate(bytes_per_s: f64) -> (f64, &'static str) {
     let size = bytes_per_s.abs();
-    let (factor, unit) = if size >= 1024.0 {
-        (1.0, "second")
+    if size >= 1024.0 {
+        (1.0, "a second")
     } else if size * 60.0 >= 1024.0 {
-        (60.0, "minute")
+        (60.0, "a minute")
     } else {
-        (3600.0, "hour")
-    };
-    let article = if unit == "hour" { "an" } else { "a" };
-    format!("{} {article} {unit}", bytes(bytes_per_s * factor))
+        (3600.0, "an hour")
+    }
 }
 
 /// A duration with its two largest units: `2 h 5 min`.
@@ -157,6 +167,7 @@ mod tests {
         assert_eq!(rate(2048.0), "2.00 KiB a second");
         assert_eq!(rate(100.0), "5.86 KiB a minute");
         assert_eq!(rate(1.0), "3.52 KiB an hour");
+        assert_eq!(rates(512.0, 2048.0), "512 B to 2.00 KiB a second");
     }
 
     #[test]

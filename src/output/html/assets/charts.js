@@ -64,18 +64,20 @@ function startCharts() {
     full: times.length > 1 ? [times[0], times.at(-1)] : [times[0] - 1, times[0] + 1],
     shown: null, readAt: null,
   };
+  group.marks = report.marks.map((mark) => (report.start + mark) / 1000);
   group.charts.push(makeChart(group, "chart-bytes", "bytes", "Outstanding bytes", (u, splits) => splits.map(formatTick), BINARY));
   group.charts.push(makeChart(group, "chart-count", "count", "Outstanding allocations", (u, splits) => splits.map(countLabel), DECIMAL));
-  const synced = uPlot.sync("memleak");
-  group.charts.forEach(({ plot }) => synced.sub(plot));
   makeLegend(group);
   wireZoom(group);
   watchCharts(group);
   showRange(group);
+  const notes = [];
+  if (report.marks.length) notes.push("Dashed upright lines: a baseline was marked.");
   if (report.perPoint > 1) {
-    byId("trend-note").textContent =
-      `${formatCount(report.snapshots)} snapshots are drawn thinned out: each pair of points is the lowest and the highest of up to ${report.perPoint} snapshots, so no peak is lost.`;
+    notes.push(
+      `${formatCount(report.snapshots)} snapshots are drawn thinned out: each pair of points is the lowest and the highest of up to ${report.perPoint} snapshots, so no peak is lost.`);
   }
+  byId("trend-note").textContent = notes.join(" ");
 }
 
 const formatTick = (value) => (value === null ? "" : formatBytes(value).replace(/\.0+ /, " ").replace(/(\.\d)0 /, "$1 "));
@@ -99,11 +101,12 @@ function makeChart(group, id, kind, label, values, incrs) {
       y: { range: (u, low, high) => [0, (high > 0 ? high : 1) * 1.06] },
     },
     axes: [
-      axis((u, splits, index, space, found) => timeLabels(splits, found), SECONDS, 40, 90),
+      axis((u, splits, index, space, found) => timeLabels(splits, found), SECONDS, group.full[1] - group.full[0] > 43200 ? 42 : 28, 90),
       axis(values, incrs, 78, 34),
     ],
     series: [{}, ...group.lines.map(chartSeries)],
     hooks: {
+      drawAxes: [(u) => drawMarks(group, u)],
       setSelect: [(u) => selected(group, u)],
       setCursor: [(u) => pointed(group, u, kind)],
     },
@@ -131,6 +134,24 @@ function chartSeries(line) {
     dash: line.dash,
     points: { show: report.times.length < 40, size: 5 },
   };
+}
+
+// Upright lines where a baseline was marked.
+function drawMarks(group, plot) {
+  const { left, top, width, height } = plot.bbox;
+  plot.ctx.save();
+  plot.ctx.strokeStyle = colour("line-strong");
+  plot.ctx.lineWidth = devicePixelRatio || 1;
+  plot.ctx.setLineDash([4, 4]);
+  for (const mark of group.marks) {
+    const x = plot.valToPos(mark, "x", true);
+    if (x < left || x > left + width) continue;
+    plot.ctx.beginPath();
+    plot.ctx.moveTo(x, top);
+    plot.ctx.lineTo(x, top + height);
+    plot.ctx.stroke();
+  }
+  plot.ctx.restore();
 }
 
 function selected(group, plot) {

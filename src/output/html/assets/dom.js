@@ -8,8 +8,10 @@ const byId = (id) => document.getElementById(id);
 function node(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (value === null || value === undefined || value === false) continue;
-    made.setAttribute(name, value === true ? "" : String(value));
+    if (value === null || value === undefined) continue;
+    // States such as aria-pressed are words; attributes such as hidden are there or not.
+    if (typeof value !== "boolean" || name.startsWith("aria-")) made.setAttribute(name, String(value));
+    else made.toggleAttribute(name, value);
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;

@@ -18,7 +18,13 @@ function startFlame() {
   }
   flameLegend(flame);
   wireFlame(flame);
-  new ResizeObserver(() => draw(flame)).observe(byId("flame-scroll"));
+  // Drawing sets the canvas's height, so it waits for the next frame: an observer must not cause what it observes.
+  let drawn = 0;
+  new ResizeObserver(() => requestAnimationFrame(() => {
+    const width = byId("flame-scroll").clientWidth;
+    if (width !== drawn) draw(flame);
+    drawn = width;
+  })).observe(byId("flame-scroll"));
   document.addEventListener("themechange", () => draw(flame));
   describe(flame, tree);
 }
@@ -39,7 +45,7 @@ function growTree() {
       continue;
     }
     for (let i = stack.calls.length - 1; i >= 0; i -= 1) {
-      at = step(at, stack, callTitle(stack.calls[i]), report.calls[stack.calls[i]][MODULE]);
+      at = step(at, stack, callName(stack.calls[i]), report.calls[stack.calls[i]][MODULE]);
     }
   }
   if (report.other.stacks) {

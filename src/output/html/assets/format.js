@@ -24,10 +24,20 @@ function plural(count, one, many) {
   return `${grouped.format(count)} ${count === 1 ? one : many}`;
 }
 
+function unitOfRate(bytesPerSecond) {
+  const size = Math.abs(bytesPerSecond);
+  return size >= 1024 ? [1, "s"] : size * 60 >= 1024 ? [60, "min"] : [3600, "h"];
+}
+
+// Two rates and the unit that they share.
+function formatRates(low, high) {
+  const [factor, unit] = unitOfRate(high);
+  return `${formatBytes(low * factor)} to ${formatBytes(high * factor)}/${unit}`;
+}
+
 // Bytes per second in the unit of time that gives the most readable figure.
 function formatRate(bytesPerSecond) {
-  const size = Math.abs(bytesPerSecond);
-  const [factor, unit] = size >= 1024 ? [1, "s"] : size * 60 >= 1024 ? [60, "min"] : [3600, "h"];
+  const [factor, unit] = unitOfRate(bytesPerSecond);
   const sign = bytesPerSecond > 0 ? "+" : "";
   return `${sign}${formatBytes(bytesPerSecond * factor)}/${unit}`;
 }

@@ -5,7 +5,7 @@ const report = JSON.parse(byId("data").textContent);
 const VERDICTS = ["growing", "plateau", "sawtooth", "shrinking", "too short"];
 
 // Fields of a call, as payload.rs orders them.
-const [NAME, MODULE, FILE, LINE, ADDRESS, OFFSET, INLINED] = [0, 1, 2, 3, 4, 5, 6];
+const [NAME, MODULE, FILE, LINE, ADDRESS, OFFSET, INLINED, SHORT] = [0, 1, 2, 3, 4, 5, 6, 7];
 
 const text = (id) => (id < 0 ? "" : report.strings[id]);
 const moduleName = (id) => (id < 0 ? "" : report.modules[id][0]);
@@ -20,18 +20,25 @@ function callPlace(id) {
   return call[LINE] ? `${text(call[FILE])}:${call[LINE]}` : text(call[FILE]);
 }
 
+// The name without parameters.
+function shortName(id) {
+  const call = report.calls[id];
+  return call[NAME] < 0 ? "[unknown]" : text(call[NAME]).slice(0, call[SHORT]);
+}
+
 // An unnamed function is told apart by where it lies.
 function callTitle(id) {
   const call = report.calls[id];
-  if (call[NAME] >= 0) return text(call[NAME]);
-  return moduleName(call[MODULE]) ? `[unknown] ${moduleName(call[MODULE])}` : `[unknown] ${call[ADDRESS]}`;
+  if (call[NAME] >= 0) return shortName(id);
+  if (call[MODULE] < 0) return `[unknown] ${call[ADDRESS]}`;
+  return `[unknown] ${moduleName(call[MODULE])}${call[OFFSET] === null ? "" : `+0x${call[OFFSET].toString(16)}`}`;
 }
 
 // Every stack gets the figures that the table sorts by, and its names.
 report.stacks.forEach((stack, index) => {
   stack.index = index;
   stack.average = stack.count ? stack.bytes / stack.count : 0;
-  stack.growing = stack.growth !== null && stack.growth.alarming;
+  stack.growing = stack.growth !== null && stack.growth.growing;
   stack.slope = stack.growth === null || stack.growth.rate === null ? null : stack.growth.rate[0];
   if (stack.calls === null) {
     stack.title = "[stack not stored]";

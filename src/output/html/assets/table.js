@@ -262,7 +262,7 @@ function factList(stack) {
   const growth = stack.growth;
   if (growth !== null) {
     facts.push(["Verdict", `${VERDICTS[growth.verdict]}${growth.continuous ? ", rose in every snapshot" : ""}`]);
-    if (growth.rate) facts.push(["Trend", formatRate(growth.rate[0])], ["95 % interval", `${formatRate(growth.rate[1])} to ${formatRate(growth.rate[2])}`]);
+    if (growth.rate) facts.push(["Trend", formatRate(growth.rate[0])], ["95 % interval", formatRates(growth.rate[1], growth.rate[2])]);
     facts.push(["Judged over", plural(growth.points, "snapshot", "snapshots")]);
   }
   if (stack.turnover) {
