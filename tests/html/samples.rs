@@ -15,6 +15,9 @@ const START_NS: i64 = 1_763_710_523_000_000_000;
 const SECOND_NS: u64 = 1_000_000_000;
 const INTERVAL_S: u64 = 5;
 
+/// A frame: its function (empty where unknown), its module, its source file (empty where unknown).
+type FrameOf<'a> = (&'a str, &'a str, &'a str);
+
 /// What a stack holds in a snapshot: stack, bytes, bytes per allocation, age of the oldest in seconds.
 type Held = (usize, u64, u64, u64);
 
@@ -60,8 +63,7 @@ impl Lines {
         id
     }
 
-    /// A frame: its function (empty where unknown), its module, its source file (empty where unknown).
-    fn frame(&mut self, (name, module, file): (&str, &str, &str)) -> Value {
+    fn frame(&mut self, (name, module, file): FrameOf<'_>) -> Value {
         let seed = name.bytes().fold(17_u64, |sum, byte| {
             sum.wrapping_mul(31).wrapping_add(u64::from(byte))
         });
@@ -81,7 +83,7 @@ impl Lines {
         frame
     }
 
-    fn stack(&mut self, frames: &[(&str, &str, &str)]) -> usize {
+    fn stack(&mut self, frames: &[FrameOf<'_>]) -> usize {
         let frames: Vec<Value> = frames.iter().map(|frame| self.frame(*frame)).collect();
         self.stack_of(&json!(frames))
     }
@@ -141,7 +143,7 @@ const LIBC: &str = "/usr/lib/x86_64-linux-gnu/libc.so.6";
 const CRYPTO: &str = "/usr/lib/x86_64-linux-gnu/libcrypto.so.3";
 const PRICING: &str = "/opt/orders/plugins/libpricing.so";
 
-const WORKER: [(&str, &str, &str); 4] = [
+const WORKER: [FrameOf<'_>; 4] = [
     (
         "orders::Server::handle_request(orders::Request const&)",
         ORDERD,
@@ -152,7 +154,7 @@ const WORKER: [(&str, &str, &str); 4] = [
     ("__clone3", LIBC, ""),
 ];
 
-const MAIN: [(&str, &str, &str); 4] = [
+const MAIN: [FrameOf<'_>; 4] = [
     ("main", ORDERD, "src/main.cc"),
     ("__libc_start_call_main", LIBC, ""),
     ("__libc_start_main_impl", LIBC, ""),
@@ -196,7 +198,7 @@ pub fn service() -> String {
 }
 
 fn service_stacks(lines: &mut Lines) {
-    let stacks: [(&[(&str, &str, &str)], &[(&str, &str, &str)]); 7] = [
+    let stacks: [(&[FrameOf<'_>], &[FrameOf<'_>]); 7] = [
         (
             &[
                 ("strdup", LIBC, ""),

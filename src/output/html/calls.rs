@@ -29,7 +29,7 @@ impl Call<'_> {
     /// The name that headings and tables show: without parameters, and told apart by place where it is unknown.
     pub fn title(&self) -> String {
         if let Some(name) = self.name {
-            return short(&visible(name)).to_owned();
+            return short(&visible(name));
         }
         match (self.module, self.offset) {
             (Some(module), Some(offset)) => {
@@ -103,24 +103,66 @@ fn is_runtime(call: &Call<'_>) -> bool {
         || FUNCTIONS.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// A demangled C++ name up to its parameters: `void a::f<int>(b)` gives `void a::f<int>`. Other names stay whole.
-pub fn short(name: &str) -> &str {
+/// A demangled C++ name without its parameters, and with longer template arguments left out:
+/// `a::f<std::string>(b)` gives `a::f<...>`. Other names stay whole.
+pub fn short(name: &str) -> String {
+    let mut shown = String::with_capacity(name.len());
     let mut depth = 0_usize;
     let mut at = 0;
     while let Some(character) = name[at..].chars().next() {
         let rest = &name[at..];
+        let mut taken = character.len_utf8();
         match character {
-            'o' if rest.starts_with("operator") => at += operator_length(rest) - 1,
-            '(' if rest.starts_with("(anonymous namespace)") => at += "(anonymous namespace".len(),
-            '(' if depth == 0 && at > 0 => return name[..at].trim_end(),
+            'o' if rest.starts_with("operator") => taken = operator_length(rest),
+            '(' if rest.starts_with(ANONYMOUS) => taken = ANONYMOUS.len(),
+            '(' if depth == 0 && at > 0 => break,
+            '<' if shown.ends_with(is_name) => {
+                let arguments = bracket_length(rest);
+                if arguments > LONGEST_ARGUMENTS {
+                    shown.push_str("<...>");
+                    at += arguments;
+                    continue;
+                }
+                taken = arguments;
+            }
             '<' | '{' => depth += 1,
-            '>' if name[..at].ends_with('-') => {}
             '>' | '}' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        at += name[at..].chars().next().map_or(1, char::len_utf8);
+        shown.push_str(&rest[..taken]);
+        at += taken;
     }
-    name
+    shown.truncate(shown.trim_end().len());
+    shown
+}
+
+/// What C++ calls a namespace without a name.
+const ANONYMOUS: &str = "(anonymous namespace)";
+
+/// Bytes of template arguments, with their brackets, that a short name keeps.
+const LONGEST_ARGUMENTS: usize = 14;
+
+fn is_name(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
+/// Bytes up to the bracket that closes the first one, or the whole text where none does.
+fn bracket_length(text: &str) -> usize {
+    let mut depth = 0_usize;
+    let mut before = ' ';
+    for (at, character) in text.char_indices() {
+        match character {
+            '<' => depth += 1,
+            // The arrow of a function's result is no bracket.
+            '>' if before != '-' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at + 1;
+        }
+        before = character;
+    }
+    text.len()
 }
 
 /// Bytes of `operator` and the sign that follows it, which may look like brackets.
@@ -228,7 +270,10 @@ mod tests {
         let cases = [
             ("malloc", "malloc"),
             ("a::f(std::function<void (int)>) const", "a::f"),
-            ("void a::g<void (*)(int)>(int)", "void a::g<void (*)(int)>"),
+            ("void a::g<void (*)(int)>(int)", "void a::g<...>"),
+            ("a::h<int>::i(b)", "a::h<int>::i"),
+            ("a::k<std::map<int, std::string>, 3>::l()", "a::k<...>::l"),
+            ("a::b<never closed(int)", "a::b<...>"),
             ("(anonymous namespace)::f(int)", "(anonymous namespace)::f"),
             ("a::operator()(int) const", "a::operator()"),
             ("a::operator<<(int)", "a::operator<<"),

@@ -212,7 +212,7 @@ fn figures(page: &Page<'_>) -> String {
         (
             "Stacks",
             words::count(last.figures.len() as u64),
-            String::new(),
+            largest(last),
         ),
         ("Growing", growing.0, growing.1),
     ];
@@ -250,6 +250,18 @@ fn change(recording: &Recording, about: &str) -> String {
         (false, _) => about.to_owned(),
         (true, true) => format!("{since} since the start"),
         (true, false) => format!("{since}, {about}"),
+    }
+}
+
+/// How much of all bytes the largest stack holds.
+fn largest(last: &SnapshotRecord) -> String {
+    let most = last.figures.iter().map(|figure| figure.bytes).max();
+    match (most.unwrap_or(0), last.total_bytes()) {
+        (_, 0) => String::new(),
+        (most, total) => {
+            let percent = most as f64 / total as f64 * 100.0;
+            format!("the largest holds {percent:.0} %")
+        }
     }
 }
 

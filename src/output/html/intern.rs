@@ -17,10 +17,10 @@ const OVERHEAD: usize = 48;
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct ModuleEntry(pub String, pub String, pub String);
 
-/// A call: name, module, file, line, address, offset, whether inlined, length of the short name in UTF-16 units.
+/// A call: name, module, file, line, address, offset, whether inlined, the short name where it differs.
 /// `assets/report.js` reads this order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
-pub struct CallEntry(i64, i64, i64, u32, String, Option<u64>, u8, usize);
+pub struct CallEntry(i64, i64, i64, u32, String, Option<u64>, u8, i64);
 
 /// The tables so far.
 #[derive(Debug, Default)]
@@ -56,10 +56,21 @@ impl Tables {
             format!("0x{:016x}", call.address),
             call.offset,
             u8::from(call.inlined),
-            call.name
-                .map_or(0, |name| short(&visible(name)).encode_utf16().count()),
+            self.short_name(call),
         );
         place(entry, &mut self.call_places, &mut self.calls)
+    }
+
+    fn short_name(&mut self, call: &Call<'_>) -> i64 {
+        let Some(name) = call.name else {
+            return NONE;
+        };
+        let short = short(&visible(name));
+        if short == visible(name) {
+            NONE
+        } else {
+            self.string(&short)
+        }
     }
 
     fn string(&mut self, text: &str) -> i64 {
@@ -80,7 +91,8 @@ impl Tables {
     }
 
     fn cost_of(&self, call: &Call<'_>) -> usize {
-        let name = call.name.map_or(0, |name| self.cost_of_text(name));
+        // The short name is never longer than the name.
+        let name = call.name.map_or(0, |name| 2 * self.cost_of_text(name));
         let file = call.location.map_or(0, |location| {
             self.cost_of_text(&location.file.to_string_lossy())
         });

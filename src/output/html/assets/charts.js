@@ -88,13 +88,14 @@ function makeChart(group, id, kind, label, values, incrs) {
     width: Math.max(200, host.clientWidth),
     height: host.clientHeight,
     legend: { show: false },
-    padding: [8, 12, 0, 0],
+    padding: [8, 28, 0, 0],
     focus: { alpha: 0.25 },
     cursor: {
       sync: { key: "memleak", setSeries: false, scales: ["x", null] },
       focus: { prox: 24 },
       drag: { x: true, y: false, setScale: false },
       points: { size: 7 },
+      y: false,
     },
     scales: {
       x: { time: false, range: (u, low, high) => (group.shown ?? group.full) },

@@ -29,8 +29,9 @@ function startFlame() {
   describe(flame, tree);
 }
 
-function newNode(name, module, parent) {
-  return { name, module, parent, bytes: 0, count: 0, children: new Map(), depth: parent ? parent.depth + 1 : 0, sorted: null };
+// `labels` are ever shorter ways to write the name.
+function newNode(name, module, parent, labels = [name]) {
+  return { name, labels, module, parent, bytes: 0, count: 0, children: new Map(), depth: parent ? parent.depth + 1 : 0, sorted: null };
 }
 
 function growTree() {
@@ -45,7 +46,9 @@ function growTree() {
       continue;
     }
     for (let i = stack.calls.length - 1; i >= 0; i -= 1) {
-      at = step(at, stack, callName(stack.calls[i]), report.calls[stack.calls[i]][MODULE]);
+      const call = stack.calls[i];
+      const short = shortName(call);
+      at = step(at, stack, callName(call), report.calls[call][MODULE], [callName(call), short, lastPart(short)]);
     }
   }
   if (report.other.stacks) {
@@ -55,16 +58,22 @@ function growTree() {
   return root;
 }
 
+// `a::b<c::d>::e` ends in `e`.
+function lastPart(name) {
+  const at = name.lastIndexOf("::");
+  return at > 0 && !name.slice(at).includes(">") ? name.slice(at + 2) : name;
+}
+
 function add(at, { bytes, count }) {
   at.bytes += bytes;
   at.count += count;
 }
 
-function step(at, figures, name, module) {
+function step(at, figures, name, module, labels) {
   const key = `${module} ${name}`;
   let child = at.children.get(key);
   if (!child) {
-    child = newNode(name, module, at);
+    child = newNode(name, module, at, labels);
     at.children.set(key, child);
   }
   add(child, figures);
@@ -118,13 +127,30 @@ function layOut(flame, width) {
     const box = rest.pop();
     boxes.push(box);
     let x = box.x;
+    let narrow = [];
+    const row = box.row + 1;
     for (const child of sortedChildren(box.at)) {
       const childWidth = (child[flame.kind] / whole) * width;
-      if (childWidth >= LEAST_WIDTH) rest.push({ at: child, x, row: box.row + 1, width: childWidth });
+      if (childWidth >= LEAST_WIDTH) {
+        sumUp(boxes, narrow, box.at, x, row, width / whole, flame.kind);
+        narrow = [];
+        rest.push({ at: child, x, row, width: childWidth });
+      } else {
+        narrow.push(child);
+      }
       x += childWidth;
     }
+    sumUp(boxes, narrow, box.at, x, row, width / whole, flame.kind);
   }
   return boxes;
+}
+
+// One box for neighbours that are too narrow to see, ending at `x`. Zooming into their caller makes them wider.
+function sumUp(boxes, narrow, parent, x, row, scale, kind) {
+  const all = newNode(`${plural(narrow.length, "smaller frame", "smaller frames")}`, -1, parent);
+  for (const child of narrow) add(all, child);
+  const width = all[kind] * scale;
+  if (width >= LEAST_WIDTH) boxes.push({ at: all, sum: true, x: x - width, row, width });
 }
 
 function draw(flame) {
@@ -167,7 +193,7 @@ function drawBox(flame, pen, box, ink, fills, letter) {
   const fits = Math.floor((width - 10) / letter);
   if (fits < 3) return;
   pen.fillStyle = hit ? ink.hit : ink.f;
-  const label = box.at.name;
+  const label = box.at.labels.find((text) => text.length <= fits) ?? box.at.labels.at(-1);
   pen.fillText(label.length > fits ? `${label.slice(0, fits - 1)}…` : label, box.x + 5, y + ROW / 2);
 }
 
@@ -211,7 +237,7 @@ function wireFlame(flame) {
   canvas.addEventListener("pointerleave", hideTip);
   canvas.addEventListener("click", (event) => {
     const box = boxUnder(flame, event);
-    if (box) zoomFlame(flame, box.at);
+    if (box) zoomFlame(flame, box.sum ? box.at.parent : box.at);
   });
   canvas.addEventListener("keydown", (event) => flameKey(flame, event));
   byId("flame-reset").addEventListener("click", () => zoomFlame(flame, flame.tree));

@@ -20,10 +20,11 @@ function callPlace(id) {
   return call[LINE] ? `${text(call[FILE])}:${call[LINE]}` : text(call[FILE]);
 }
 
-// The name without parameters.
+// The name without parameters and long template arguments.
 function shortName(id) {
   const call = report.calls[id];
-  return call[NAME] < 0 ? "[unknown]" : text(call[NAME]).slice(0, call[SHORT]);
+  if (call[NAME] < 0) return "[unknown]";
+  return text(call[SHORT] < 0 ? call[NAME] : call[SHORT]);
 }
 
 // An unnamed function is told apart by where it lies.
