@@ -1,9 +1,74 @@
 //! memleak: find memory that is never freed.
 
 mod analysis;
+mod cli;
+mod offline;
+mod options;
 mod output;
+mod probes;
+mod publish;
 mod recording;
 mod report;
+mod session;
 mod snapshot;
+mod symbolize;
+mod target;
+mod trace;
+mod tracer;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+/// What a usage error ends with.
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    let arguments = match cli::Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return usage_error(&error),
+    };
+    if let Some(cli::Command::Report(report)) = arguments.mode {
+        return match offline::run(*report) {
+            Ok(status) => ExitCode::from(status),
+            Err(error) => fail(&format!("{error:#}"), 1),
+        };
+    }
+    let options = match options::validate(arguments) {
+        Ok(options) => options,
+        Err(message) => return fail(&message, USAGE),
+    };
+    match session::run(&options) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => fail(&format!("{error:#}"), 1),
+    }
+}
+
+/// Help and version go to stdout as clap writes them; an error is one line.
+fn usage_error(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        return match error.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
+    // what is wrong, with the possible values if there are any; tips and usage follow an empty line
+    let text = error.render().to_string();
+    let paragraph: Vec<&str> = text
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .map(str::trim)
+        .collect();
+    let message = paragraph.join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
+    fail(&format!("{message} (see memleak --help)"), USAGE)
+}
+
+fn fail(message: &str, status: u8) -> ExitCode {
+    eprintln!("memleak: {message}");
+    ExitCode::from(status)
+}

@@ -77,8 +77,6 @@ pub struct Entry {
     pub turnover: Option<Turnover>,
     /// The stack, innermost frame first; `None` when it could not be stored.
     pub frames: Option<Vec<Frame>>,
-    /// The blocks, by address; filled only when they were asked for.
-    pub allocations: Vec<Allocation>,
 }
 
 /// What is outstanding at one moment.
@@ -86,6 +84,10 @@ pub struct Entry {
 pub struct Report {
     /// When the figures were taken.
     pub time: WallTime,
+    /// How many stacks were asked for.
+    pub top: usize,
+    /// All live blocks, smallest first, if they were asked for.
+    pub allocations: Vec<Allocation>,
     /// The entries that were asked for, smallest first, as the text report prints them.
     pub entries: Vec<Entry>,
     /// Stacks with outstanding memory, shown or not.

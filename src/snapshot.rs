@@ -1,7 +1,8 @@
 //! What the tracer saw at one moment: outstanding memory per stack, the stacks, and what was lost.
 //! Data only: no maps, no symbols, no clocks, no formatting.
 
-use std::collections::BTreeMap;
+/// Frames that a stack can have at the most: what BCC's tools and the kernel's own stack maps keep.
+pub const MAX_STACK_DEPTH: u32 = 127;
 
 /// A stack's identity: the 64-bit hash under which the tracer stored its addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -100,7 +101,9 @@ pub struct Usage {
 }
 
 /// What the tracer could not see or store since it started. All zero means that the figures are complete.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The names of the fields are those in recordings and JSON: they are published.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct Losses {
     /// Allocations not recorded because the map of live blocks was full.
     pub allocations: u64,
@@ -108,12 +111,16 @@ pub struct Losses {
     pub allocation_bytes: u64,
     /// Allocations counted without a stack because the map of stacks was full.
     pub stacks: u64,
-    /// Events dropped because a ring buffer was full.
-    pub events: u64,
+    /// Changes of anonymous mappings that were dropped because their ring was full.
+    pub ranges: u64,
+    /// Announcements of code mappings that were dropped because their ring was full.
+    pub mappings: u64,
+    /// Calls that `--trace` could not show because their ring was full.
+    pub calls: u64,
+    /// Calls that were not seen because there was no memory for the thread's state.
+    pub threads: u64,
     /// Blocks that were replaced because their address was handed out again: a free was missed.
     pub missed_frees: u64,
-    /// Calls that were not seen because the per-thread state could not be had.
-    pub calls: u64,
 }
 
 /// The state of the traced memory at one moment.
@@ -125,8 +132,6 @@ pub struct Snapshot {
     pub monotonic_ns: u64,
     /// What is outstanding, in no particular order.
     pub usage: Vec<Usage>,
-    /// The stacks that `usage` names.
-    pub stacks: BTreeMap<StackId, Stack>,
     /// Whether the figures are scaled up from a sample.
     pub estimated: bool,
     /// What was lost since the start.

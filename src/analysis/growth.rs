@@ -150,7 +150,7 @@ pub fn analyze_total(recording: &Recording) -> Growth {
 
 /// The snapshots that growth is judged by: all but the one after the target's exit, whose figures obey other rules
 /// (what was young counts, and what the target frees on its way out is gone).
-fn judged_snapshots(recording: &Recording) -> &[SnapshotRecord] {
+pub fn judged_snapshots(recording: &Recording) -> &[SnapshotRecord] {
     match recording.snapshots.split_last() {
         Some((last, before)) if last.reason == Reason::Final => before,
         _ => &recording.snapshots,

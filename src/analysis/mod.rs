@@ -1,5 +1,14 @@
-//! From snapshots to what they mean: ranking, growth, comparison, suppressions, gates.
-//! Pure: no I/O, no clock, no formatting.
+//! What the figures mean: ranking, growth, comparison, suppressions, gates. Pure: Snapshots in, decisions out;
+//! no I/O, no clock, no names.
 
+pub mod compare;
+pub mod findings;
+pub mod gate;
 pub mod growth;
+pub mod history;
+pub mod identity;
+mod rank;
+pub mod suppress;
 pub mod trend;
+
+pub use rank::rank;

@@ -199,8 +199,8 @@ mod tests {
     }
 
     #[test]
-    fn mann_kendall_gives_the_textbook_figures() {
-        // Gilbert (1987), example of section 16.4.2: S = 6 over 10, 15, 14, 20 has 5 rises and 1 fall.
+    fn mann_kendall_counts_rises_less_falls() {
+        // Of the six pairs five rise and one falls.
         let outcome = mann_kendall(&series(&[10, 15, 14, 20]));
         assert_eq!(outcome.score, 4);
         assert!((outcome.deviation - (4.0 * 3.0 * 13.0 / 18.0f64).sqrt()).abs() < 1e-12);

@@ -1,4 +1,16 @@
-//! One file per format: each turns figures into bytes on a writer.
-//! Pure: no I/O of its own, no clock; equal input gives equal bytes.
+//! One file per format. Pure: a finished Report (or Call) in, bytes out; no clock, no files, no looking up.
 
+pub mod flamegraph;
+pub mod folded;
+pub mod growth;
 pub mod html;
+pub mod json;
+pub mod pprof;
+mod text;
+mod trace;
+mod units;
+mod warnings;
+
+pub use text::write_text;
+pub use trace::write_call;
+pub use warnings::warning;

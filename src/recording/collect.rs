@@ -46,6 +46,24 @@ impl Collector {
         }
     }
 
+    /// A recording to be continued.
+    pub fn of(recording: Recording) -> Collector {
+        let stacks = recording.stacks.iter().zip(0..);
+        let numbers = stacks
+            .map(|(stack, at)| {
+                (
+                    identity(stack.tgid, stack.class, stack.frames.as_deref()),
+                    at,
+                )
+            })
+            .collect();
+        Collector {
+            recording,
+            numbers,
+            most_snapshots: None,
+        }
+    }
+
     /// Keeps no more than about `most` snapshots (at least two), by dropping every other one when there are more:
     /// for runs without end. Stacks are all kept.
     pub fn with_most_snapshots(mut self, most: usize) -> Collector {
@@ -90,7 +108,7 @@ impl Collector {
         let mut figures: Vec<(Figure, Option<Turnover>)> = entries
             .iter()
             .map(|entry| {
-                let stack = self.number(entry);
+                let stack = self.number_of(entry);
                 let Entry {
                     bytes,
                     count,
@@ -114,25 +132,26 @@ impl Collector {
         figures
     }
 
-    fn number(&mut self, entry: &Entry) -> u32 {
-        let identity = |frame: &Frame| (frame.address, (frame.address == 0).then(|| frame.clone()));
-        let frames = entry
-            .frames
-            .as_ref()
-            .map(|frames| frames.iter().map(identity).collect());
-        *self
-            .numbers
-            .entry((entry.tgid, entry.class, frames))
-            .or_insert_with(|| {
-                let number = self.recording.stacks.len() as u32;
-                let frames = entry.frames.clone();
-                self.recording.stacks.push(StackRecord {
-                    tgid: entry.tgid,
-                    class: entry.class,
-                    frames,
-                });
-                number
-            })
+    /// The number of a stack, which is added if it is new.
+    pub fn number(&mut self, stack: StackRecord) -> u32 {
+        let identity = identity(stack.tgid, stack.class, stack.frames.as_deref());
+        *self.numbers.entry(identity).or_insert_with(|| {
+            self.recording.stacks.push(stack);
+            self.recording.stacks.len() as u32 - 1
+        })
+    }
+
+    fn number_of(&mut self, entry: &Entry) -> u32 {
+        let identity = identity(entry.tgid, entry.class, entry.frames.as_deref());
+        *self.numbers.entry(identity).or_insert_with(|| {
+            let frames = entry.frames.clone();
+            self.recording.stacks.push(StackRecord {
+                tgid: entry.tgid,
+                class: entry.class,
+                frames,
+            });
+            self.recording.stacks.len() as u32 - 1
+        })
     }
 
     /// Drops the snapshots collected so far but keeps the stacks and their numbers: for a run that only writes a file.
@@ -154,6 +173,15 @@ impl Collector {
     pub fn finish(self) -> Recording {
         self.recording
     }
+}
+
+fn identity(tgid: u32, class: Class, frames: Option<&[Frame]>) -> Identity {
+    let identity = |frame: &Frame| (frame.address, (frame.address == 0).then(|| frame.clone()));
+    (
+        tgid,
+        class,
+        frames.map(|frames| frames.iter().map(identity).collect()),
+    )
 }
 
 /// Adds `more` to `sum`; always true, so that it can end a condition.
@@ -202,7 +230,6 @@ mod tests {
             oldest_ns: None,
             turnover: None,
             frames,
-            allocations: Vec::new(),
         }
     }
 

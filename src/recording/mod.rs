@@ -2,7 +2,14 @@
 //! What the figures mean is judged in `analysis`; how they look is `output`'s.
 
 pub mod collect;
+mod import_bcc;
+mod import_libbpf_tools;
+mod import_text;
+pub mod join;
+pub mod load;
+mod log;
 pub mod model;
 pub mod read;
+pub mod resolve;
 mod wire;
 pub mod write;

@@ -1,6 +1,8 @@
 //! What a recording holds, in memory: how it was made, the stacks once each, and the figures of every snapshot.
 //! Data and look-ups only: the file's format lives in `write` and `read`, other tools' logs in the importers.
 
+use std::collections::BTreeSet;
+
 use crate::report::{Entry, Frame, Report};
 use crate::snapshot::{Class, Losses, Turnover, WallTime};
 
@@ -38,6 +40,13 @@ impl Source {
             Source::MemleakPy => "memleak.py log",
             Source::LibbpfTools => "libbpf-tools memleak log",
         }
+    }
+}
+
+impl Source {
+    /// Whether its times have dates; logs tell the time of day only.
+    pub fn is_dated(self) -> bool {
+        self == Source::Recording
     }
 }
 
@@ -248,19 +257,35 @@ impl Recording {
             .map_or(0, |snapshot| snapshot.elapsed_ns)
     }
 
+    /// The recording as if some stacks had never held anything. All stacks keep their numbers.
+    pub fn without_stacks(&self, hidden: &BTreeSet<usize>) -> Recording {
+        let mut shown = self.clone();
+        for snapshot in &mut shown.snapshots {
+            let keeps: Vec<bool> = snapshot
+                .figures
+                .iter()
+                .map(|figure| !hidden.contains(&(figure.stack as usize)))
+                .collect();
+            let mut keep = keeps.iter();
+            snapshot.figures.retain(|_| keep.next() == Some(&true));
+            let mut keep = keeps.iter();
+            snapshot.turnover.retain(|_| keep.next() == Some(&true));
+        }
+        shown
+    }
+
     /// The snapshot at `index` as a report over all its stacks, smallest first; `None` beyond the last.
     pub fn report(&self, index: usize) -> Option<Report> {
         let snapshot = self.snapshots.get(index)?;
-        let mut ranked: Vec<(usize, &Figure)> = snapshot.figures.iter().enumerate().collect();
-        ranked.sort_by_key(|(_, figure)| {
-            (figure.bytes, figure.count, std::cmp::Reverse(figure.stack))
-        });
-        let entries = ranked
-            .iter()
-            .filter_map(|&(at, figure)| self.entry(figure, snapshot.turnover.get(at)))
+        let entries = self
+            .ranked(index)
+            .into_iter()
+            .filter_map(|at| self.entry(&snapshot.figures[at], snapshot.turnover.get(at)))
             .collect();
         Some(Report {
             time: snapshot.time,
+            top: snapshot.figures.len(),
+            allocations: Vec::new(),
             entries,
             total_stacks: snapshot.figures.len() as u64,
             total_bytes: snapshot.total_bytes(),
@@ -268,6 +293,23 @@ impl Recording {
             estimated: snapshot.estimated,
             losses: snapshot.losses,
         })
+    }
+
+    /// Places of the figures of the snapshot at `index`, in the order of [`Recording::report`]'s entries.
+    pub fn ranked(&self, index: usize) -> Vec<usize> {
+        let figures = self
+            .snapshots
+            .get(index)
+            .map_or(&[][..], |snapshot| &snapshot.figures);
+        let mut places: Vec<usize> = (0..figures.len()).collect();
+        places.sort_by_key(|&at| {
+            (
+                figures[at].bytes,
+                figures[at].count,
+                std::cmp::Reverse(figures[at].stack),
+            )
+        });
+        places
     }
 
     fn entry(&self, figure: &Figure, turnover: Option<&Turnover>) -> Option<Entry> {
@@ -280,7 +322,6 @@ impl Recording {
             oldest_ns: figure.oldest_ns,
             turnover: turnover.copied(),
             frames: stack.frames.clone(),
-            allocations: Vec::new(),
         })
     }
 }

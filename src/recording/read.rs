@@ -13,7 +13,7 @@ use super::model::{
 };
 use super::wire;
 use crate::report::{Frame, Function, Location, Module};
-use crate::snapshot::{Class, Losses, Turnover, WallTime};
+use crate::snapshot::{Class, Turnover, WallTime};
 
 /// A recording and what a user should know about the file it came from.
 #[derive(Debug)]
@@ -247,7 +247,7 @@ impl Reader {
             complete: line.complete,
             turnover: turnover(&line)?,
             estimated: line.estimated,
-            losses: losses_from(&line.losses),
+            losses: line.losses,
             rss_bytes: line.rss_bytes,
             headroom: line.headroom.and_then(headroom_from),
         });
@@ -303,17 +303,6 @@ fn time_from(part: wire::TimePart) -> WallTime {
     WallTime {
         unix_ns: part.unix_ns,
         utc_offset_s: part.utc_offset_s,
-    }
-}
-
-fn losses_from(part: &wire::LossesPart) -> Losses {
-    Losses {
-        allocations: part.allocations,
-        allocation_bytes: part.allocation_bytes,
-        stacks: part.stacks,
-        events: part.events,
-        missed_frees: part.missed_frees,
-        calls: part.calls,
     }
 }
 

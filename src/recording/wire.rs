@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::snapshot::Losses;
+
 /// What the first line's `format` says.
 pub const FORMAT: &str = "memleak-recording";
 
@@ -146,7 +148,7 @@ pub struct SnapshotLine {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headroom: Option<HeadroomPart>,
     #[serde(default)]
-    pub losses: LossesPart,
+    pub losses: Losses,
     pub stack: Vec<u32>,
     pub bytes: Vec<u64>,
     pub count: Vec<u64>,
@@ -167,18 +169,6 @@ pub struct SnapshotLine {
 pub struct HeadroomPart {
     pub bytes: u64,
     pub limit: String,
-}
-
-/// What was lost since the start.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct LossesPart {
-    pub allocations: u64,
-    pub allocation_bytes: u64,
-    pub stacks: u64,
-    pub events: u64,
-    pub missed_frees: u64,
-    pub calls: u64,
 }
 
 /// A number that is written as `"0x…"`.

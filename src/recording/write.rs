@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::model::{Header, Recording, SnapshotRecord, StackRecord};
 use super::wire::{self, Hex, Line};
 use crate::report::{Frame, Function, Location, Module};
-use crate::snapshot::{Losses, WallTime};
+use crate::snapshot::WallTime;
 
 /// A recording file in the making.
 pub struct Writer<W: Write> {
@@ -161,7 +161,7 @@ fn snapshot_line(snapshot: &SnapshotRecord) -> wire::SnapshotLine {
             bytes: headroom.bytes,
             limit: headroom.limit.name().to_owned(),
         }),
-        losses: losses_part(snapshot.losses),
+        losses: snapshot.losses,
         stack: figures.iter().map(|figure| figure.stack).collect(),
         bytes: figures.iter().map(|figure| figure.bytes).collect(),
         count: figures.iter().map(|figure| figure.count).collect(),
@@ -193,26 +193,6 @@ fn time_part(time: WallTime) -> wire::TimePart {
     wire::TimePart {
         unix_ns: time.unix_ns,
         utc_offset_s: time.utc_offset_s,
-    }
-}
-
-fn losses_part(losses: Losses) -> wire::LossesPart {
-    // Taken apart field by field, so that a new kind of loss cannot be forgotten here.
-    let Losses {
-        allocations,
-        allocation_bytes,
-        stacks,
-        events,
-        missed_frees,
-        calls,
-    } = losses;
-    wire::LossesPart {
-        allocations,
-        allocation_bytes,
-        stacks,
-        events,
-        missed_frees,
-        calls,
     }
 }
 

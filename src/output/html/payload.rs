@@ -147,7 +147,7 @@ fn build(page: &Page<'_>, selection: &Selection<'_>, peaks: &[u64]) -> Payload {
     Payload {
         start: first.map_or(0, |first| local_clock(first.time)),
         before: first.map_or(0, |first| milliseconds(first.elapsed_ns)),
-        dated: recording.header.started.is_some(),
+        dated: recording.header.source.is_dated(),
         snapshots: times.len(),
         per_point: buckets.largest(),
         marks: marks(recording, &times),

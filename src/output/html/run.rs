@@ -100,12 +100,32 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             "The map of stacks was full; raise it with --stack-storage-size.",
         ),
         (
-            losses.events,
+            losses.ranges,
             format!(
                 "{} dropped.",
-                plural(losses.events, "event was", "events were")
+                plural(
+                    losses.ranges,
+                    "change of a mapping was",
+                    "changes of mappings were"
+                )
             ),
-            "A buffer to user space was full: some mappings may be missing or shown although they are gone.",
+            "Their buffer was full: some mappings may be missing, or shown although they are gone; leave them out with --no-mmap.",
+        ),
+        (
+            losses.mappings,
+            format!(
+                "{} not seen.",
+                plural(losses.mappings, "code mapping was", "code mappings were")
+            ),
+            "Their buffer was full: some frames may stay unknown.",
+        ),
+        (
+            losses.threads,
+            format!(
+                "{} not seen.",
+                plural(losses.threads, "call was", "calls were")
+            ),
+            "The kernel had no memory for a thread's state; lower --max-allocs.",
         ),
         (
             losses.missed_frees,
@@ -114,14 +134,6 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
                 plural(losses.missed_frees, "free was", "frees were")
             ),
             "An address was handed out again while it still counted as live; the older block was replaced.",
-        ),
-        (
-            losses.calls,
-            format!(
-                "{} not seen.",
-                plural(losses.calls, "call was", "calls were")
-            ),
-            "The state of a thread could not be had at that moment.",
         ),
     ];
     let happened = all.into_iter().filter(|(number, ..)| *number > 0);

@@ -64,10 +64,8 @@ fn hostile_names_are_never_markup() {
         "a character that reorders lines reached the page"
     );
     let strings = data(&page)["strings"].to_string();
-    assert!(
-        strings.contains("</script><img src=x onerror=alert(1)>"),
-        "the name is shown whole"
-    );
+    let shown = serde_json::json!(HOSTILE_SHOWN).to_string();
+    assert!(strings.contains(&shown), "the name is shown whole");
     assert!(
         HOSTILE.contains("{{data}}") && page.matches("application/json").count() == 1,
         "placeholders in names stay text"

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::recording::write;
+use crate::snapshot::Losses;
 
 fn module() -> Arc<Module> {
     Arc::new(Module {
@@ -75,9 +76,8 @@ fn sample() -> Recording {
             allocations: 1,
             allocation_bytes: 2,
             stacks: 3,
-            events: 4,
             missed_frees: 5,
-            calls: 6,
+            ..Losses::default()
         },
         rss_bytes: Some(4096),
         headroom: Some(Headroom {

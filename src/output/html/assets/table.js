@@ -15,7 +15,7 @@ const COLUMNS = [
 function startTable() {
   const table = {
     sort: "bytes", down: true, words: [], growing: false, made: 0,
-    all: report.stacks.filter((stack) => stack.bytes > 0 || stack.count > 0),
+    all: report.stacks.filter((stack) => stack.bytes > 0 || stack.count > 0 || stack.growing),
     rows: [], open: new Set(),
   };
   table.most = table.all.reduce((most, stack) => Math.max(most, stack.bytes), 1);

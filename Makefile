@@ -1,0 +1,39 @@
+# memleak: `make demo` shows it at work, `make test` runs every test. Both install what they need.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+TARGET := $(shell uname -m)-unknown-linux-gnu
+
+.PHONY: build demo test static install
+
+build: target/release/memleak
+
+target/release/memleak: FORCE
+	scripts/install-packages.sh build
+	$(CARGO) build --release
+
+# traces a program that leaks, to a report that names the leak; ends by itself
+demo: build
+	gcc -g -O2 -fno-omit-frame-pointer -Itests/fixtures -o target/demo tests/fixtures/demo.c
+	$(SUDO) target/release/memleak -c target/demo 3
+
+# formatting, lints, unit tests, command line, and everything that needs root
+test:
+	scripts/install-packages.sh build test
+	$(CARGO) fmt --check
+	clang-format --dry-run --Werror src/bpf/*.h src/bpf/*.c
+	$(CARGO) clippy --all-targets -- -D warnings
+	$(CARGO) test
+
+# one binary that needs no shared library, to copy to servers
+static:
+	scripts/install-packages.sh build
+	LIBBPF_SYS_LIBRARY_PATH=/usr/lib/$$(gcc -print-multiarch) RUSTFLAGS="-C target-feature=+crt-static" \
+		$(CARGO) build --release --features static --target $(TARGET)
+	@ls -l target/$(TARGET)/release/memleak
+
+install: build
+	install -D -m 755 target/release/memleak $(DESTDIR)$(PREFIX)/bin/memleak
+
+FORCE:

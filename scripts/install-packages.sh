@@ -1,0 +1,31 @@
+#!/bin/sh
+# Installs the Debian packages that a task needs, and is quick when they are all there.
+# usage: install-packages.sh build|test...
+set -eu
+
+packages=
+for task in "$@"; do
+	case $task in
+	build) packages="$packages clang libelf-dev zlib1g-dev pkg-config gcc libc6-dev linux-libc-dev" ;;
+	test) packages="$packages clang-format" ;;
+	*) echo "unknown task: $task (build or test)" >&2 && exit 2 ;;
+	esac
+done
+
+missing=
+for package in $packages; do
+	# "installed", and not "removed, configuration kept"
+	status=$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)
+	[ "$status" = installed ] || missing="$missing $package"
+done
+[ -n "$missing" ] || exit 0
+
+echo "installing:$missing" >&2
+sudo=
+[ "$(id -u)" = 0 ] || sudo=sudo
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086 # one word each
+$sudo apt-get install -y -qq --no-install-recommends $missing >/dev/null 2>&1 || {
+	$sudo apt-get update -qq
+	$sudo apt-get install -y -qq --no-install-recommends $missing
+}

@@ -1,0 +1,276 @@
+//! What a finished run comes to: its last report and its growing stacks, after comparison and suppressions.
+//! Outputs and gates both read this, so that they never disagree.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::compare::Baseline;
+use super::gate::Outcome;
+use super::growth::{self, Growth};
+use super::suppress::Suppressions;
+use crate::recording::model::{Headroom, Recording};
+use crate::report::{Entry, Report};
+
+/// What to leave out of reports.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Leave out stacks that these rules name.
+    pub suppressions: Option<Suppressions>,
+    /// Leave out what this earlier run held already.
+    pub baseline: Option<Baseline>,
+}
+
+/// Memory that was left out of a report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Hidden {
+    /// Stacks that are not shown at all.
+    pub stacks: u64,
+    /// Bytes.
+    pub bytes: u64,
+    /// Allocations.
+    pub count: u64,
+}
+
+/// What each part of a filter left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LeftOut {
+    /// By suppressions, in all.
+    pub suppressed: Hidden,
+    /// By suppressions, per pattern.
+    pub by_pattern: BTreeMap<String, Hidden>,
+    /// As the baseline held it already.
+    pub known: Hidden,
+}
+
+/// An entry and what is known of its growth.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Finding {
+    /// What the stack holds.
+    pub entry: Entry,
+    /// What it did over the snapshots.
+    pub growth: Growth,
+}
+
+/// What a finished run comes to.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    /// The last report: all stacks, smallest first; empty when there was none.
+    pub report: Report,
+    /// What each entry of `report` did over the snapshots, in the same order.
+    pub growth: Vec<Growth>,
+    /// The growing stacks, most severe first, with what they held when last judged.
+    pub growing: Vec<Finding>,
+    /// What was left to the target when growth was last judged.
+    pub headroom: Option<Headroom>,
+    /// What the filter left out of the last report.
+    pub left_out: LeftOut,
+    /// Numbers of the recording's stacks that the filter left out altogether.
+    pub hidden_stacks: Vec<usize>,
+}
+
+impl Findings {
+    /// What gates look at.
+    pub fn outcome(&self) -> Outcome {
+        Outcome {
+            stacks: self.report.total_stacks,
+            bytes: self.report.total_bytes,
+            count: self.report.total_count,
+            growing: self.growing.len() as u64,
+        }
+    }
+}
+
+impl Filter {
+    /// Whether nothing is left out.
+    pub fn is_empty(&self) -> bool {
+        self.suppressions.is_none() && self.baseline.is_none()
+    }
+
+    /// `report` without what is left out, its totals made to fit. The report must list every stack, as a baseline
+    /// cannot be compared with a part.
+    pub fn apply(&self, report: Report) -> (Report, LeftOut) {
+        if self.is_empty() {
+            return (report, LeftOut::default());
+        }
+        let mut left_out = LeftOut::default();
+        let kept = self.keep(&report.entries, &mut left_out);
+        let mut entries: Vec<Entry> = kept.into_iter().flatten().collect();
+        // A baseline takes parts of entries away, which may change their order. The sort is stable.
+        if self.baseline.is_some() {
+            entries.sort_by_key(|entry| (entry.bytes, entry.count));
+        }
+        (with_entries(report, entries), left_out)
+    }
+
+    /// Per entry, what remains of it.
+    fn keep(&self, entries: &[Entry], left_out: &mut LeftOut) -> Vec<Option<Entry>> {
+        let suppressed: Vec<bool> = entries
+            .iter()
+            .map(|entry| self.suppress(entry, left_out))
+            .collect();
+        // Suppressed stacks take no part in the comparison: their share of the baseline is nobody else's.
+        let remaining: Vec<Entry> = entries
+            .iter()
+            .zip(&suppressed)
+            .filter(|(_, suppressed)| !**suppressed)
+            .map(|(e, _)| e.clone())
+            .collect();
+        let excess = match &self.baseline {
+            Some(baseline) => baseline.excess(&remaining),
+            None => remaining.iter().cloned().map(Some).collect(),
+        };
+        for (entry, excess) in remaining.iter().zip(&excess) {
+            left_out.known.add_difference(entry, excess.as_ref());
+        }
+        let mut excess = excess.into_iter();
+        suppressed
+            .into_iter()
+            .map(|suppressed| {
+                if suppressed {
+                    None
+                } else {
+                    excess.next().flatten()
+                }
+            })
+            .collect()
+    }
+
+    fn suppress(&self, entry: &Entry, left_out: &mut LeftOut) -> bool {
+        let rule = self
+            .suppressions
+            .as_ref()
+            .and_then(|rules| rules.rule_for(entry.frames.as_deref()));
+        let Some(pattern) = rule else { return false };
+        left_out.suppressed.add_difference(entry, None);
+        left_out
+            .by_pattern
+            .entry(pattern.to_owned())
+            .or_default()
+            .add_difference(entry, None);
+        true
+    }
+}
+
+impl Hidden {
+    fn add_difference(&mut self, whole: &Entry, shown: Option<&Entry>) {
+        self.stacks += u64::from(shown.is_none());
+        self.bytes += whole.bytes - shown.map_or(0, |entry| entry.bytes);
+        self.count += whole.count - shown.map_or(0, |entry| entry.count.min(whole.count));
+    }
+}
+
+fn with_entries(report: Report, entries: Vec<Entry>) -> Report {
+    let sum = |value: fn(&Entry) -> u64| entries.iter().map(value).fold(0, u64::saturating_add);
+    Report {
+        total_stacks: entries.len() as u64,
+        total_bytes: sum(|entry| entry.bytes),
+        total_count: sum(|entry| entry.count),
+        entries,
+        ..report
+    }
+}
+
+/// Judges a recording.
+pub fn findings(recording: &Recording, filter: &Filter) -> Findings {
+    let verdicts = growth::analyze(recording);
+    let growth_of: HashMap<usize, Growth> = verdicts
+        .iter()
+        .map(|verdict| (verdict.stack, verdict.growth))
+        .collect();
+    let (stacks, report) = last_report(recording);
+    let mut left_out = LeftOut::default();
+    let kept = filter.keep(&report.entries, &mut left_out);
+    let hidden_stacks = stacks
+        .iter()
+        .zip(&kept)
+        .filter(|(_, kept)| kept.is_none())
+        .map(|(&at, _)| at)
+        .collect();
+    let mut shown: Vec<(Entry, Growth)> = stacks
+        .iter()
+        .zip(kept)
+        .filter_map(|(stack, kept)| {
+            Some((
+                kept?,
+                growth_of
+                    .get(stack)
+                    .copied()
+                    .unwrap_or_else(|| growth::judge(&[], None)),
+            ))
+        })
+        .collect();
+    shown.sort_by_key(|(entry, _)| (entry.bytes, entry.count));
+    let (entries, growth) = shown.into_iter().unzip();
+    Findings {
+        report: with_entries(report, entries),
+        growth,
+        growing: growing(recording, &verdicts, filter),
+        headroom: recording
+            .snapshots
+            .iter()
+            .rev()
+            .find_map(|snapshot| snapshot.headroom),
+        left_out,
+        hidden_stacks,
+    }
+}
+
+/// The last snapshot as a report, with the number of each entry's stack.
+fn last_report(recording: &Recording) -> (Vec<usize>, Report) {
+    let Some(last) = recording.snapshots.len().checked_sub(1) else {
+        return Default::default();
+    };
+    let stacks = recording
+        .ranked(last)
+        .into_iter()
+        .map(|at| recording.snapshots[last].figures[at].stack as usize);
+    (stacks.collect(), recording.report(last).unwrap_or_default())
+}
+
+/// The growing stacks that the filter lets pass. They need not be in the last report: what a target frees on its way
+/// out grew all the same.
+fn growing(
+    recording: &Recording,
+    verdicts: &[growth::StackGrowth],
+    filter: &Filter,
+) -> Vec<Finding> {
+    let growing: Vec<&growth::StackGrowth> = verdicts
+        .iter()
+        .filter(|verdict| verdict.growth.is_growing())
+        .collect();
+    let entries: Vec<Entry> = growing
+        .iter()
+        .map(|verdict| when_judged(recording, verdict))
+        .collect();
+    let kept = filter.keep(&entries, &mut LeftOut::default());
+    let finding = |(verdict, kept): (&&growth::StackGrowth, Option<Entry>)| {
+        Some(Finding {
+            entry: kept?,
+            growth: verdict.growth,
+        })
+    };
+    growing.iter().zip(kept).filter_map(finding).collect()
+}
+
+/// What a stack held when its growth was last judged.
+fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
+    let figure = growth::judged_snapshots(recording)
+        .iter()
+        .rev()
+        .find_map(|snapshot| {
+            let figures = &snapshot.figures;
+            let at = figures
+                .binary_search_by_key(&verdict.stack, |figure| figure.stack as usize)
+                .ok()?;
+            figures.get(at)
+        });
+    let stack = &recording.stacks[verdict.stack];
+    Entry {
+        tgid: stack.tgid,
+        class: stack.class,
+        bytes: verdict.growth.last_bytes,
+        count: figure.map_or(0, |figure| figure.count),
+        oldest_ns: figure.and_then(|figure| figure.oldest_ns),
+        turnover: None,
+        frames: stack.frames.clone(),
+    }
+}

@@ -1,0 +1,212 @@
+//! Gates: conditions on a finished run that fail a build, and the sentences that say why.
+//! Exit codes and printing are not decided here.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A condition that `--fail-on` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gate {
+    /// Some stack grows.
+    Growth,
+    /// Anything is outstanding in the last report.
+    Leak,
+    /// At least this many bytes are outstanding in the last report.
+    Bytes(u64),
+    /// At least this many allocations are outstanding in the last report.
+    Count(u64),
+}
+
+impl fmt::Display for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Gate::Growth => write!(f, "growth"),
+            Gate::Leak => write!(f, "leak"),
+            Gate::Bytes(bytes) => write!(f, "bytes={bytes}"),
+            Gate::Count(count) => write!(f, "count={count}"),
+        }
+    }
+}
+
+impl FromStr for Gate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Gate, String> {
+        match text.split_once('=') {
+            None if text == "growth" => Ok(Gate::Growth),
+            None if text == "leak" => Ok(Gate::Leak),
+            Some(("bytes", size)) => at_least_one(parse_size(size)?).map(Gate::Bytes),
+            Some(("count", count)) => {
+                let count = count
+                    .parse()
+                    .map_err(|_| format!("{count:?} is not a number"))?;
+                at_least_one(count).map(Gate::Count)
+            }
+            _ => Err("expected growth, leak, bytes=SIZE or count=N".to_owned()),
+        }
+    }
+}
+
+fn at_least_one(limit: u64) -> Result<u64, String> {
+    if limit == 0 {
+        Err("0 would always trip; to allow nothing, use leak".to_owned())
+    } else {
+        Ok(limit)
+    }
+}
+
+/// A size such as `64M`, in bytes: K, M, G and T are powers of 1024, as in `KiB`, `MiB` and so on.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a size such as 4096, 64K, 64M or 2G");
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(end);
+    let shift = match unit
+        .to_ascii_uppercase()
+        .trim_end_matches('B')
+        .trim_end_matches('I')
+    {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(1 << shift).ok_or_else(wrong)
+}
+
+/// What gates look at: the last report and the verdicts, after comparison and suppressions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Stacks with outstanding memory.
+    pub stacks: u64,
+    /// Outstanding bytes.
+    pub bytes: u64,
+    /// Outstanding allocations.
+    pub count: u64,
+    /// Stacks that grow.
+    pub growing: u64,
+}
+
+/// A gate that tripped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tripped {
+    /// Which.
+    pub gate: Gate,
+    /// Why, in words.
+    pub why: String,
+}
+
+/// The gates that trip, in the order in which they were asked for, each once.
+pub fn check(gates: &[Gate], outcome: Outcome) -> Vec<Tripped> {
+    let mut tripped: Vec<Tripped> = Vec::new();
+    for &gate in gates {
+        if let Some(why) = reason(gate, outcome)
+            && tripped.iter().all(|earlier| earlier.gate != gate)
+        {
+            tripped.push(Tripped { gate, why });
+        }
+    }
+    tripped
+}
+
+fn reason(gate: Gate, outcome: Outcome) -> Option<String> {
+    let Outcome {
+        stacks,
+        bytes,
+        count,
+        growing,
+    } = outcome;
+    match gate {
+        Gate::Growth if growing > 0 => Some(format!(
+            "{} of memory {}",
+            plural(growing, "stack"),
+            grow(growing)
+        )),
+        Gate::Leak if bytes > 0 || count > 0 => {
+            let (blocks, stacks) = (plural(count, "allocation"), plural(stacks, "stack"));
+            Some(format!(
+                "{} in {blocks} from {stacks} outstanding",
+                plural(bytes, "byte")
+            ))
+        }
+        Gate::Bytes(limit) if bytes >= limit => {
+            Some(format!("{} outstanding", plural(bytes, "byte")))
+        }
+        Gate::Count(limit) if count >= limit => {
+            Some(format!("{} outstanding", plural(count, "allocation")))
+        }
+        _ => None,
+    }
+}
+
+fn grow(stacks: u64) -> &'static str {
+    if stacks == 1 { "grows" } else { "grow" }
+}
+
+fn plural(number: u64, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gates_are_read() {
+        let read = |text: &str| text.parse::<Gate>();
+        assert_eq!(read("growth"), Ok(Gate::Growth));
+        assert_eq!(read("leak"), Ok(Gate::Leak));
+        assert_eq!(read("bytes=4096"), Ok(Gate::Bytes(4096)));
+        assert_eq!(read("bytes=64M"), Ok(Gate::Bytes(64 << 20)));
+        assert_eq!(read("bytes=2GiB"), Ok(Gate::Bytes(2 << 30)));
+        assert_eq!(read("bytes=1kb"), Ok(Gate::Bytes(1024)));
+        assert_eq!(read("count=7"), Ok(Gate::Count(7)));
+        for wrong in [
+            "",
+            "leaks",
+            "bytes",
+            "bytes=",
+            "bytes=-1",
+            "bytes=1X",
+            "bytes=99999999999T",
+            "count=1K",
+        ] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+        assert!(read("bytes=0").unwrap_err().contains("use leak"));
+    }
+
+    #[test]
+    fn gates_trip_at_their_limit_and_say_why() {
+        let outcome = Outcome {
+            stacks: 2,
+            bytes: 100,
+            count: 1,
+            growing: 1,
+        };
+        let gates = [
+            Gate::Count(1),
+            Gate::Growth,
+            Gate::Bytes(101),
+            Gate::Bytes(100),
+            Gate::Leak,
+            Gate::Leak,
+        ];
+        let tripped: Vec<String> = check(&gates, outcome)
+            .iter()
+            .map(|t| format!("{}: {}", t.gate, t.why))
+            .collect();
+        let expected = [
+            "count=1: 1 allocation outstanding",
+            "growth: 1 stack of memory grows",
+            "bytes=100: 100 bytes outstanding",
+            "leak: 100 bytes in 1 allocation from 2 stacks outstanding",
+        ];
+        assert_eq!(tripped, expected);
+        assert_eq!(check(&gates, Outcome::default()), []);
+    }
+}

@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * What the user asked for: constants that the tracer sets before load, so that the verifier removes the
+ * code of options that are not in use. And the counters of what was lost. No maps, no logic.
+ */
+#ifndef CONFIG_BPF_H
+#define CONFIG_BPF_H
+
+#include "core_types.bpf.h"
+#include "memleak.h"
+
+/* What the probes' cookies stand for. Written by the tracer before a probe that needs it is attached. */
+volatile struct function functions[MAX_FUNCTIONS] = {};
+
+/* Only blocks of these sizes in bytes are recorded, both limits included. */
+const volatile __u64 min_size = 0;
+const volatile __u64 max_size = ~0ULL;
+
+/* An allocation is recorded when a random u32 is below this; 0 records all. */
+const volatile __u32 sample_below = 0;
+
+/*
+ * Poisson sampling: an allocation is recorded when one of its bytes is a sample, and samples are this many
+ * bytes apart on average; 0 turns it off. In sixteenths of a byte, and times ln 2: see `next_sample`.
+ */
+const volatile __u64 sample_distance = 0;
+
+/* log2(1 + i/256), in units of 2^-24. */
+#define LOG2_STEPS 256
+const volatile __u32 log2_table[LOG2_STEPS + 1] = {};
+
+/* Keep `combined_allocs` up to date. */
+const volatile bool count_combined = false;
+
+/* Report anonymous mappings through `range_events`. */
+const volatile bool track_mappings = true;
+
+/* Send every call to `call_events`. */
+const volatile bool trace_calls = false;
+
+/* Entry programs decide whether the return is trapped (session programs); otherwise every return is. */
+const volatile bool return_trap_is_optional = false;
+
+/* Frames to keep per stack, at most MAX_STACK_DEPTH. */
+const volatile __u32 max_stack_depth = MAX_STACK_DEPTH;
+
+/* Which slot of `struct combined` takes changes: the lowest bit counts. Written by the tracer. */
+volatile __u32 epoch = 0;
+
+struct lost lost = {};
+
+#define count_lost(what) __sync_fetch_and_add(&lost.what, 1)
+
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * The few kernel structs that are read, reduced to the fields in use and relocated at load (CO-RE).
+ * The only file that knows how kernel versions and architectures differ; no programs, no maps.
+ */
+#ifndef CORE_TYPES_BPF_H
+#define CORE_TYPES_BPF_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_helpers.h>
+
+#define EEXIST 17
+
+/* The arguments of a call that are passed in registers. */
+struct arguments {
+	__u64 first, second, third, fourth, fifth, sixth;
+};
+
+#if defined(__TARGET_ARCH_x86)
+/* The registers that a user probe is given: a fixed layout of the architecture, not relocated. */
+struct pt_regs {
+	__u64 r15, r14, r13, r12, rbp, rbx, r11, r10, r9, r8, rax, rcx, rdx, rsi, rdi, orig_rax;
+	__u64 rip, cs, eflags, rsp, ss;
+};
+
+static __always_inline struct arguments regs_arguments(const struct pt_regs *regs)
+{
+	return (struct arguments){regs->rdi, regs->rsi, regs->rdx, regs->rcx, regs->r8, regs->r9};
+}
+
+#define regs_result(regs) ((regs)->rax)
+#define regs_sp(regs) ((regs)->rsp)
+#define regs_pc(regs) ((regs)->rip)
+#define regs_frame(regs) ((regs)->rbp)
+/* `ret` has popped the return address when a return probe runs. */
+#define SP_AT_RETURN(entry_sp) ((entry_sp) + 8)
+/* The return address lies on the stack, where a return probe replaces it. */
+#define RETURN_ADDRESS_ON_STACK 1
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	__u64 regs[31];
+	__u64 sp, pc, pstate;
+};
+
+static __always_inline struct arguments regs_arguments(const struct pt_regs *regs)
+{
+	return (struct arguments){regs->regs[0], regs->regs[1], regs->regs[2],
+				  regs->regs[3], regs->regs[4], regs->regs[5]};
+}
+
+#define regs_result(regs) ((regs)->regs[0])
+#define regs_sp(regs) ((regs)->sp)
+#define regs_pc(regs) ((regs)->pc)
+#define regs_frame(regs) ((regs)->regs[29])
+#define SP_AT_RETURN(entry_sp) (entry_sp)
+#define RETURN_ADDRESS_ON_STACK 0
+#else
+#error "memleak knows the registers of x86-64 and aarch64"
+#endif
+
+/*
+ * Argument by number, from 1; 0 for a number that is none. The loads come first, each on its own: clang
+ * would merge them into one from a computed address, which the verifier refuses of a context.
+ */
+static __always_inline __u64 argument(struct arguments arguments, __u32 number)
+{
+	__u64 value = 0;
+
+	barrier_var(arguments.first);
+	barrier_var(arguments.second);
+	barrier_var(arguments.third);
+	barrier_var(arguments.fourth);
+	barrier_var(arguments.fifth);
+	barrier_var(arguments.sixth);
+	value = number == 1 ? arguments.first : value;
+	value = number == 2 ? arguments.second : value;
+	value = number == 3 ? arguments.third : value;
+	value = number == 4 ? arguments.fourth : value;
+	value = number == 5 ? arguments.fifth : value;
+	value = number == 6 ? arguments.sixth : value;
+	return value;
+}
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* Where the kernel executes probed instructions out of line; its first slot is the return trampoline. */
+struct xol_area {
+	unsigned long vaddr;
+};
+
+struct uprobes_state {
+	struct xol_area *xol_area;
+};
+
+struct mm_struct {
+	struct uprobes_state uprobes_state;
+};
+
+struct task_struct {
+	struct mm_struct *mm;
+};
+
+#pragma clang attribute pop
+
+/* Linux 6.13 to 6.18 declare these without an argument, later ones take the program's context. */
+extern bool bpf_session_is_return(void) __ksym __weak;
+extern bool bpf_session_is_return___ctx(void *ctx) __ksym __weak;
+
+static __always_inline bool session_is_return(void *ctx)
+{
+	if (bpf_ksym_exists(bpf_session_is_return___ctx))
+		return bpf_session_is_return___ctx(ctx);
+	if (bpf_ksym_exists(bpf_session_is_return))
+		return bpf_session_is_return();
+	return false;
+}
+
+#endif

@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * The structs and numbers that cross between the BPF programs and Rust, which sees them through the
+ * generated skeleton. Fixed-width fields without implicit padding only; no code.
+ */
+#ifndef MEMLEAK_H
+#define MEMLEAK_H
+
+/* Return addresses kept per stack at the most: BCC's default and the kernel's own limit. */
+#define MAX_STACK_DEPTH 127
+
+/* The identity of allocations whose stack could not be stored; no captured stack hashes to it. */
+#define STACK_NOT_STORED 0
+
+/* What a probed function does to memory. */
+enum op {
+	OP_ALLOCATE = 1,
+	OP_REALLOCATE = 2,
+	OP_FREE = 3,
+	OP_MMAP = 4,
+	OP_MUNMAP = 5,
+	OP_MREMAP = 6,
+};
+
+/* Functions that can be probed at a time, over all objects. */
+#define MAX_FUNCTIONS 64
+
+/*
+ * How a probed function is called, so that one program serves all of them: a probe's cookie is the row of
+ * its function in `functions`. Arguments count from 1; 0 means that there is none.
+ */
+struct function {
+	enum op op;
+	__u8 size;    /* argument that holds the size in bytes; none: `constant_size` */
+	__u8 count;   /* argument that multiplies the size */
+	__u8 block;   /* argument that holds the block to free or to resize */
+	__u8 out;     /* argument that points to where the result is stored; none: it is returned */
+	__u32 length; /* of its code in bytes */
+	__u64 constant_size;
+};
+
+/* Key of `allocs`. An address means something within one process only. */
+struct block_key {
+	__u64 address;
+	__u32 tgid;
+	__u32 zero;
+};
+
+/* Value of `allocs`: one live block. 32 bytes: with its key it just fits the kernel's 96-byte slab. */
+struct block {
+	__u64 size;
+	__u64 time_ns; /* CLOCK_MONOTONIC, when the allocator returned */
+	__u64 stack;
+	__u32 tid;
+	__u32 function; /* row in `functions` */
+};
+
+/* Value of `stack_traces`, whose key is the stack's hash. */
+struct stack {
+	__u32 depth;
+	__u32 zero;
+	__u64 addresses[MAX_STACK_DEPTH];
+};
+
+/* Key of `combined_allocs`. */
+struct combined_key {
+	__u64 stack;
+	__u32 tgid;
+	__u32 zero;
+};
+
+/*
+ * Value of `combined_allocs`. Changes go to the slot that `epoch` selects; a reader flips the epoch and
+ * then reads the slot that has come to rest, so that all stacks are seen at one moment.
+ */
+struct combined {
+	__s64 bytes[2];
+	__s64 count[2];
+};
+
+/* What could not be recorded. */
+struct lost {
+	__u64 blocks; /* `allocs` was full */
+	__u64 block_bytes;
+	__u64 stacks;	    /* `stack_traces` was full */
+	__u64 ranges;	    /* `range_events` was full */
+	__u64 calls;	    /* `call_events` was full */
+	__u64 threads;	    /* no memory for a thread's state */
+	__u64 missed_frees; /* an address was handed out that was still live */
+};
+
+/* An anonymous mapping was made, removed or moved: the tracer resolves it on its map of ranges. */
+struct range_event {
+	__u32 op; /* OP_MMAP, OP_MUNMAP, OP_MREMAP */
+	__u32 tgid;
+	__u32 tid;
+	__u32 function;
+	__u64 entry_ns; /* when the call began: older ranges only can be what it removes */
+	__u64 return_ns;
+	__u64 old_address; /* munmap, mremap */
+	__u64 old_length;
+	__u64 address; /* mmap, mremap: the result */
+	__u64 length;  /* 0: a file mapping, which is not counted but may replace ranges */
+	__u64 flags;   /* of mmap or mremap */
+	__u64 stack;
+};
+
+/* An allocator call, for --trace. */
+struct call_event {
+	__u64 time_ns;
+	__u64 size;
+	__u64 address;	   /* the result; what free was given */
+	__u64 old_address; /* realloc, mremap */
+	__u32 tgid;
+	__u32 tid;
+	__u32 function;
+	__s32 error; /* a non-zero result code of a function that returns one */
+	char comm[16];
+};
+
+#endif

@@ -1,0 +1,129 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * What is kept per thread: the outermost allocator call it is in, and scratch space. Decides whether a
+ * probed call is nested in another one; knows nothing of what calls do to memory.
+ */
+#ifndef THREAD_BPF_H
+#define THREAD_BPF_H
+
+#include "config.bpf.h"
+
+/* The outermost tracked call of a thread, from its entry to its return. */
+struct call {
+	__u64 sp; /* stack pointer at entry; 0: the thread is in no tracked call */
+	__u64 entry_pc;
+	__u64 return_address; /* known only where the return is not trapped */
+	__u64 entry_ns;
+	__u64 size;
+	__u64 arguments[5]; /* as the operation needs them */
+	__u32 row;	    /* in `functions` */
+	__u32 op;
+	struct block old; /* what realloc was given, taken out of `allocs` for the time being */
+	bool has_old;
+	bool unrecorded; /* left out by a filter or the sampler, though calls within it are nested all the
+			    same */
+	bool trapped;	 /* its return will run a program */
+};
+
+/* Uprobe programs can be preempted, so scratch space belongs to the task, not to the CPU. */
+struct thread {
+	struct call call;
+	__s64 bytes_to_sample; /* of Poisson sampling; means something once `sampling` is set */
+	bool sampling;
+	struct stack stack;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+/* The state of the current thread. NULL where there is none, and, counted, where it can't be made. */
+static __always_inline struct thread *current_thread(bool create)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread =
+		bpf_task_storage_get(&threads, task, 0, create ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+
+	if (!thread && create)
+		count_lost(threads);
+	return thread;
+}
+
+#if RETURN_ADDRESS_ON_STACK
+static __always_inline __u64 read_user_word(__u64 address)
+{
+	__u64 word = 0;
+
+	bpf_probe_read_user(&word, sizeof(word), (void *)address);
+	return word;
+}
+
+/* Where the current process's trapped calls return to; 0 when unknown. */
+static __always_inline __u64 return_trampoline(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct mm_struct *mm = task->mm;
+	struct xol_area *area;
+
+	if (!mm)
+		return 0;
+	area = mm->uprobes_state.xol_area;
+	return area ? area->vaddr : 0;
+}
+#endif
+
+#if RETURN_ADDRESS_ON_STACK
+/* How far from an allocator's function the code lies that maps memory on its behalf, in bytes. */
+#define ALLOCATOR_REACH (1 << 20)
+
+/*
+ * A call that is left out is not seen to return, and what its frame held can stay on the stack long after.
+ * So the new call must also come from the function itself, or, where it maps memory, from code nearby.
+ * With an equal stack pointer it is a tail call, unless it is the same function, called again by the
+ * same code.
+ */
+static __always_inline bool is_called_by(const struct call *call, __u64 sp, __u32 row, bool maps_memory)
+{
+	__u64 distance;
+
+	if (sp == call->sp)
+		return row != call->row;
+	distance = read_user_word(sp) - call->entry_pc;
+	if (maps_memory)
+		return distance + ALLOCATOR_REACH < 2 * ALLOCATOR_REACH;
+	return call->row < MAX_FUNCTIONS && distance < functions[call->row].length;
+}
+#endif
+
+/*
+ * Whether the recorded call is still under way when another probe is hit with stack pointer `sp`.
+ * A thread can leave a call without returning (longjmp, an exception), so the record is stale once the
+ * stack pointer is above the call's frame, or once the slot of its return address holds something else.
+ * An equal stack pointer is a tail call, for which the slot decides.
+ */
+static __always_inline bool call_is_live(const struct call *call, __u64 sp, __u32 row, bool maps_memory)
+{
+	if (!call->sp || sp > call->sp)
+		return false;
+#if RETURN_ADDRESS_ON_STACK
+	if (call->trapped) {
+		__u64 trampoline = return_trampoline();
+
+		return !trampoline || read_user_word(call->sp) == trampoline;
+	}
+	return read_user_word(call->sp) == call->return_address && is_called_by(call, sp, row, maps_memory);
+#else
+	return sp < call->sp;
+#endif
+}
+
+/* Whether a return with stack pointer `sp` is that of the recorded call. */
+static __always_inline bool returns_from(const struct call *call, __u64 sp)
+{
+	return call->sp && sp == SP_AT_RETURN(call->sp);
+}
+
+#endif

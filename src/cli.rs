@@ -1,0 +1,223 @@
+//! The command line: clap's arguments and the help text. No logic and no checks across arguments; those
+//! are in `options`.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::offline::ReportArguments;
+
+const AFTER_HELP: &str = "\
+Examples:
+  memleak -p 1234              report on process 1234 every 5 seconds
+  memleak -p 1234 10 3         three reports, 10 seconds apart
+  memleak -c './prog arg'      run a command and trace it from its first instruction to its end
+  memleak -- ./prog arg        the same, its arguments taken as they are
+  memleak -p 1234 -a           show each block's address, size, thread and age as well
+  memleak -p 1234 -C 10        only totals per stack, which are cheaper to read
+  memleak -p 1234 -s 100       record one allocation in a hundred, and estimate
+
+Exit status: 0 done, 1 could not trace, 2 wrong usage; with a command, the command's own
+(128 + signal number if a signal ended it).";
+
+/// Find memory that is never freed: print the call stacks that hold it.
+#[derive(Debug, Parser)]
+#[command(version, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true, args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    /// What to do other than trace.
+    #[command(subcommand)]
+    pub mode: Option<Command>,
+
+    /// Seconds between reports; fractions are allowed
+    #[arg(value_name = "interval", default_value = "5")]
+    pub interval: f64,
+
+    /// Reports to print before leaving; without it, until Ctrl-C or the target's end
+    #[arg(value_name = "count")]
+    pub count: Option<u64>,
+
+    /// Program to run and trace, with its arguments
+    #[arg(last = true, value_name = "PROG ARGS", conflicts_with_all = ["pid", "command"])]
+    pub program: Vec<OsString>,
+
+    /// Trace this running process
+    #[arg(
+        short,
+        long,
+        value_name = "PID",
+        help_heading = "Target",
+        conflicts_with = "command"
+    )]
+    pub pid: Option<u32>,
+
+    /// Run this command, split into words as a shell would, and trace it
+    #[arg(short, long, value_name = "COMMAND", help_heading = "Target")]
+    pub command: Option<String>,
+
+    /// Probe the allocator functions of this object instead of the libc that the target maps
+    #[arg(short = 'O', long, value_name = "OBJECT", help_heading = "Target")]
+    pub obj: Option<PathBuf>,
+
+    /// Prefix of the allocator functions' names, such as je_
+    #[arg(
+        short = 'S',
+        long,
+        value_name = "PREFIX",
+        default_value = "",
+        hide_default_value = true,
+        help_heading = "Target"
+    )]
+    pub symbols_prefix: String,
+
+    /// Where in a function its probe goes: where it costs least, or at the function's first instruction
+    #[arg(
+        long,
+        value_enum,
+        value_name = "PLACE",
+        default_value = "auto",
+        help_heading = "Target"
+    )]
+    pub probe_at: SiteChoice,
+
+    /// Trace per-CPU allocations of the kernel
+    #[arg(short = 'P', long, help_heading = "Target")]
+    pub percpu: bool,
+
+    /// Show at most this many stacks
+    #[arg(
+        short = 'T',
+        long,
+        value_name = "N",
+        default_value_t = 10,
+        help_heading = "Report"
+    )]
+    pub top: u64,
+
+    /// Leave out allocations younger than this many milliseconds, while the target lives
+    #[arg(
+        short,
+        long,
+        value_name = "MS",
+        default_value_t = 500,
+        help_heading = "Report"
+    )]
+    pub older: u64,
+
+    /// What ranks the stacks
+    #[arg(
+        long,
+        value_enum,
+        value_name = "KEY",
+        default_value = "size",
+        help_heading = "Report"
+    )]
+    pub sort: SortKey,
+
+    /// List the address, size, thread and age of each block as well
+    #[arg(short = 'a', long, help_heading = "Report")]
+    pub show_allocs: bool,
+
+    /// Only totals per stack: cheaper to read, but without ages and addresses
+    #[arg(short = 'C', long, help_heading = "Report")]
+    pub combined_only: bool,
+
+    /// Count only what this thread allocated; may be repeated
+    #[arg(long, value_name = "TID", help_heading = "Report")]
+    pub tid: Vec<u32>,
+
+    /// Print each allocator call as it happens
+    #[arg(short, long, help_heading = "Report")]
+    pub trace: bool,
+
+    /// Record roughly one in N allocations, and scale the figures back to estimates
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        conflicts_with = "sample_bytes",
+        help_heading = "What is recorded"
+    )]
+    pub sample_rate: Option<u32>,
+
+    /// Record roughly one allocation per N bytes, large ones more likely, and scale back to estimates
+    #[arg(long, value_name = "N", help_heading = "What is recorded")]
+    pub sample_bytes: Option<u32>,
+
+    /// Only allocations of at least this many bytes
+    #[arg(
+        short = 'z',
+        long,
+        value_name = "BYTES",
+        help_heading = "What is recorded"
+    )]
+    pub min_size: Option<u64>,
+
+    /// Only allocations of at most this many bytes
+    #[arg(
+        short = 'Z',
+        long,
+        value_name = "BYTES",
+        help_heading = "What is recorded"
+    )]
+    pub max_size: Option<u64>,
+
+    /// Leave out anonymous mappings that the program makes itself
+    #[arg(long, help_heading = "What is recorded")]
+    pub no_mmap: bool,
+
+    /// Accepted for BCC's sake: a block whose free was missed is always replaced, and counted
+    #[arg(short = 'F', long, help_heading = "What is recorded")]
+    pub wa_missing_free: bool,
+
+    /// Live blocks to keep track of at the most
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1_000_000,
+        help_heading = "Limits"
+    )]
+    pub max_allocs: u32,
+
+    /// Distinct stacks to keep at the most
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 10_240,
+        help_heading = "Limits"
+    )]
+    pub stack_storage_size: u32,
+
+    /// Frames to keep of each stack, 1 to 127
+    #[arg(long, value_name = "N", default_value_t = 127, help_heading = "Limits")]
+    pub perf_max_stack_depth: u32,
+
+    /// Say on stderr what is probed and how
+    #[arg(short, long)]
+    pub verbose: bool,
+}
+
+/// What memleak does other than trace.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Report on recordings and logs of earlier runs
+    Report(Box<ReportArguments>),
+}
+
+/// What `--probe-at` chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SiteChoice {
+    /// the earliest instruction that the kernel emulates, if that is safe
+    Auto,
+    /// the first instruction
+    Symbol,
+}
+
+/// What `--sort` ranks by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SortKey {
+    /// outstanding bytes
+    Size,
+    /// outstanding allocations
+    Count,
+}

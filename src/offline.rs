@@ -1,0 +1,142 @@
+//! `memleak report`: reads recordings and logs, on any machine and without privileges, and writes reports of them.
+//! What it does with them it shares with live runs: see `publish`.
+
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::analysis::findings::Findings;
+use crate::output::{growth, write_text};
+use crate::publish::{OutputArguments, Publisher};
+use crate::recording::model::Recording;
+use crate::recording::resolve::{self, Resolver};
+use crate::recording::{join, load};
+use crate::report::Report;
+
+/// Report on recordings and logs of earlier runs
+#[derive(Args, Clone, Debug)]
+pub struct ReportArguments {
+    /// Recordings, text output of memleak, or logs of memleak.py or libbpf-tools memleak; - is the standard
+    /// input. Several are parts of one run, in this order
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+
+    /// Print the last report as text; this is what happens when no other output is asked for
+    #[arg(long, help_heading = "Output")]
+    pub text: bool,
+
+    /// Show at most this many stacks in the text
+    #[arg(
+        short = 'T',
+        long,
+        value_name = "N",
+        default_value_t = 10,
+        help_heading = "Output"
+    )]
+    pub top: usize,
+
+    /// Name frames that have no name yet from the unstripped files in this folder, found by build id
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub debug_dir: Option<PathBuf>,
+
+    /// Outputs, comparison and gates.
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// Does what the arguments ask for. Returns the exit status.
+///
+/// # Errors
+/// When a file cannot be read or written; the error is one line.
+pub fn run(arguments: ReportArguments) -> Result<u8> {
+    let publisher = Publisher::new(arguments.output.clone())?;
+    let wants_text = arguments.text || arguments.output.files().next().is_none();
+    if wants_text && publisher.takes_stdout() {
+        bail!("failed to print the text report: another output goes to the standard output");
+    }
+    let mut recording = read(&arguments.files)?;
+    if let Some(folder) = &arguments.debug_dir {
+        name_frames(&mut recording, folder)?;
+    }
+    let findings = publisher.findings(&recording);
+    if wants_text {
+        print_text(&findings, arguments.top)?;
+    }
+    let published = publisher.publish(&recording, &findings)?;
+    published
+        .notes
+        .iter()
+        .for_each(|note| eprintln!("memleak: {note}"));
+    Ok(published.exit_code.unwrap_or(0))
+}
+
+fn read(files: &[PathBuf]) -> Result<Recording> {
+    let mut parts = Vec::new();
+    for path in files {
+        let loaded = load::load(path)?;
+        for warning in loaded.warnings {
+            eprintln!("memleak: warning: {}: {warning}", path.display());
+        }
+        parts.push(loaded.recording);
+    }
+    let recording = join::join(parts).context("failed to report: no file was named")?;
+    if recording.snapshots.is_empty() {
+        eprintln!("memleak: warning: there is no report in {}", names(files));
+    }
+    Ok(recording)
+}
+
+fn names(files: &[PathBuf]) -> String {
+    files
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn name_frames(recording: &mut Recording, folder: &Path) -> Result<()> {
+    let mut resolver = debug_files(folder)?;
+    let (named, unnamed) = resolve::resolve(recording, resolver.as_mut());
+    if named + unnamed > 0 {
+        eprintln!(
+            "memleak: {named} of {} unknown frames named from {}",
+            named + unnamed,
+            folder.display()
+        );
+    }
+    Ok(())
+}
+
+/// The files below a folder, to be looked up by build id. `symbolize` is to provide this.
+fn debug_files(folder: &Path) -> Result<Box<dyn Resolver>> {
+    bail!(
+        "failed to use the debug files in {}: not built in yet",
+        folder.display()
+    )
+}
+
+fn print_text(findings: &Findings, top: usize) -> Result<()> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    let written = write_report(findings, top, &mut out).and_then(|()| out.flush());
+    match written {
+        // Whoever read our output has left: that is an end like any other.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("failed to write to the standard output"),
+    }
+}
+
+fn write_report(findings: &Findings, top: usize, out: &mut impl Write) -> io::Result<()> {
+    let mut report: Report = findings.report.clone();
+    report.top = top;
+    report
+        .entries
+        .drain(..report.entries.len().saturating_sub(top));
+    write_text(&report, out)?;
+    growth::write(
+        &findings.growing,
+        findings.headroom.map(|headroom| headroom.limit),
+        out,
+    )
+}

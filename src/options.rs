@@ -1,0 +1,279 @@
+//! From arguments to options: every value checked, every default settled, conflicts refused.
+//! Pure: no I/O, no look at the system.
+
+use std::ffi::OsString;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::cli::{Arguments, SiteChoice, SortKey};
+use crate::probes::ProbeAt;
+use crate::snapshot::MAX_STACK_DEPTH;
+
+/// One sample in a GiB: what the programs' arithmetic can hold.
+const MAX_SAMPLE_BYTES: u32 = 1 << 30;
+
+/// Who is traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetOption {
+    /// A running process.
+    Process(u32),
+    /// A command to start: program and arguments, never empty.
+    Command(Vec<OsString>),
+    /// The kernel's allocators.
+    Kernel,
+}
+
+/// How many of the allocations are recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sampling {
+    /// All.
+    All,
+    /// One in this many, at least 2, whatever their sizes.
+    Rate(u32),
+    /// Those that hold a sample, of which there is one in this many bytes on average.
+    Bytes(u32),
+}
+
+/// Which allocations are recorded.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recording {
+    /// Sizes in bytes.
+    pub sizes: RangeInclusive<u64>,
+    /// How many are recorded.
+    pub sampling: Sampling,
+    /// Whether anonymous mappings count.
+    pub mappings: bool,
+    /// Live blocks at the most.
+    pub max_allocations: u32,
+    /// Distinct stacks at the most.
+    pub max_stacks: u32,
+    /// Frames per stack at the most.
+    pub max_depth: u32,
+}
+
+/// How reports look.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Reporting {
+    /// Stacks to show at the most.
+    pub top: usize,
+    /// What ranks them.
+    pub sort: SortKey,
+    /// Younger allocations are left out while the target lives.
+    pub older: Duration,
+    /// Whether each block is listed.
+    pub show_allocations: bool,
+    /// Read totals per stack only.
+    pub combined_only: bool,
+    /// Count only these threads' allocations; empty: all.
+    pub tids: Vec<u32>,
+}
+
+/// Everything that the user asked for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Options {
+    /// Who is traced.
+    pub target: TargetOption,
+    /// Probe this object instead of the target's libc.
+    pub object: Option<PathBuf>,
+    /// Prefix of the allocator functions' names.
+    pub symbols_prefix: String,
+    /// Where in a function its probe may go.
+    pub probe_at: ProbeAt,
+    /// Time between reports.
+    pub interval: Duration,
+    /// Reports before leaving.
+    pub count: Option<u64>,
+    /// Print each call as it happens.
+    pub trace: bool,
+    /// Which allocations are recorded.
+    pub recording: Recording,
+    /// How reports look.
+    pub reporting: Reporting,
+    /// Say what is probed and how.
+    pub verbose: bool,
+}
+
+/// Checks the arguments. The error is one line that says what to change.
+pub fn validate(arguments: Arguments) -> Result<Options, String> {
+    let recording = validate_recording(&arguments)?;
+    let reporting = validate_reporting(&arguments)?;
+    // a day's worth of centuries is enough, and far below where a Duration would overflow
+    if !(arguments.interval > 0.0 && arguments.interval <= 1e9) {
+        return Err("interval must be a number of seconds above 0".into());
+    }
+    if arguments.count == Some(0) {
+        return Err("count must be at least 1".into());
+    }
+    Ok(Options {
+        interval: Duration::from_secs_f64(arguments.interval),
+        count: arguments.count,
+        object: arguments.obj.clone(),
+        symbols_prefix: arguments.symbols_prefix.clone(),
+        probe_at: match arguments.probe_at {
+            SiteChoice::Auto => ProbeAt::Cheapest,
+            SiteChoice::Symbol => ProbeAt::Symbol,
+        },
+        trace: arguments.trace,
+        verbose: arguments.verbose,
+        target: validate_target(arguments)?,
+        recording,
+        reporting,
+    })
+}
+
+fn validate_target(arguments: Arguments) -> Result<TargetOption, String> {
+    if let Some(pid) = arguments.pid {
+        return match pid {
+            0 => Err("--pid must be a process id above 0".into()),
+            pid => Ok(TargetOption::Process(pid)),
+        };
+    }
+    if let Some(command) = arguments.command {
+        let words = shell_words::split(&command)
+            .map_err(|_| format!("--command has an unclosed quote: {command}"))?;
+        return match words.is_empty() {
+            true => Err("--command must name a program to run".into()),
+            false => Ok(TargetOption::Command(
+                words.into_iter().map(OsString::from).collect(),
+            )),
+        };
+    }
+    match arguments.program.is_empty() {
+        true => Ok(TargetOption::Kernel),
+        false => Ok(TargetOption::Command(arguments.program)),
+    }
+}
+
+fn validate_recording(arguments: &Arguments) -> Result<Recording, String> {
+    let min = arguments.min_size.unwrap_or(0);
+    let max = arguments.max_size.unwrap_or(u64::MAX);
+    if min > max {
+        return Err(format!("--min-size {min} is above --max-size {max}"));
+    }
+    let sampling = match (arguments.sample_rate, arguments.sample_bytes) {
+        (Some(0), _) => return Err("--sample-rate must be at least 1".into()),
+        (_, Some(0)) => return Err("--sample-bytes must be at least 1".into()),
+        (_, Some(bytes)) if bytes > MAX_SAMPLE_BYTES => {
+            return Err(format!("--sample-bytes must be at most {MAX_SAMPLE_BYTES}"));
+        }
+        (_, Some(bytes)) => Sampling::Bytes(bytes),
+        (None | Some(1), None) => Sampling::All,
+        (Some(rate), None) => Sampling::Rate(rate),
+    };
+    if arguments.max_allocs == 0 {
+        return Err("--max-allocs must be at least 1".into());
+    }
+    if arguments.stack_storage_size == 0 {
+        return Err("--stack-storage-size must be at least 1".into());
+    }
+    if !(1..=MAX_STACK_DEPTH).contains(&arguments.perf_max_stack_depth) {
+        return Err(format!(
+            "--perf-max-stack-depth must be from 1 to {MAX_STACK_DEPTH}"
+        ));
+    }
+    Ok(Recording {
+        sizes: min..=max,
+        sampling,
+        mappings: !arguments.no_mmap,
+        max_allocations: arguments.max_allocs,
+        max_stacks: arguments.stack_storage_size,
+        max_depth: arguments.perf_max_stack_depth,
+    })
+}
+
+fn validate_reporting(arguments: &Arguments) -> Result<Reporting, String> {
+    if arguments.top == 0 {
+        return Err("--top must be at least 1".into());
+    }
+    if arguments.combined_only && !arguments.tid.is_empty() {
+        return Err("--combined-only keeps no threads: leave out --tid".into());
+    }
+    Ok(Reporting {
+        top: usize::try_from(arguments.top).unwrap_or(usize::MAX),
+        sort: arguments.sort,
+        older: Duration::from_millis(arguments.older),
+        show_allocations: arguments.show_allocs,
+        combined_only: arguments.combined_only,
+        tids: arguments.tid.clone(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn options(arguments: &[&str]) -> Result<Options, String> {
+        let arguments = std::iter::once("memleak").chain(arguments.iter().copied());
+        validate(Arguments::try_parse_from(arguments).map_err(|error| error.to_string())?)
+    }
+
+    #[test]
+    fn defaults_are_bccs() {
+        let options = options(&["-p", "1"]).unwrap();
+        assert_eq!(options.interval, Duration::from_secs(5));
+        assert_eq!(options.count, None);
+        assert_eq!(options.reporting.top, 10);
+        assert_eq!(options.reporting.older, Duration::from_millis(500));
+        assert_eq!(options.recording.sizes, 0..=u64::MAX);
+        assert_eq!(options.recording.max_stacks, 10_240);
+        assert_eq!(options.recording.max_depth, 127);
+    }
+
+    #[test]
+    fn interval_may_be_a_fraction() {
+        let options = options(&["-p", "1", "0.25", "3"]).unwrap();
+        assert_eq!(options.interval, Duration::from_millis(250));
+        assert_eq!(options.count, Some(3));
+    }
+
+    #[test]
+    fn a_command_is_split_as_a_shell_would() {
+        let options = options(&["-c", "prog one 'two words' \"three\""]).unwrap();
+        let words = ["prog", "one", "two words", "three"].map(OsString::from);
+        assert_eq!(options.target, TargetOption::Command(words.to_vec()));
+    }
+
+    #[test]
+    fn a_program_after_two_dashes_is_taken_as_it_is() {
+        let options = options(&["1", "2", "--", "prog", "-p", "it's"]).unwrap();
+        let words = ["prog", "-p", "it's"].map(OsString::from);
+        assert_eq!(options.target, TargetOption::Command(words.to_vec()));
+        assert_eq!(options.count, Some(2));
+    }
+
+    #[test]
+    fn wrong_values_are_refused_with_the_option_named() {
+        for (arguments, named) in [
+            (vec!["-p", "1", "0"], "interval"),
+            (vec!["-p", "1", "nan"], "interval"),
+            (vec!["-p", "1", "inf"], "interval"),
+            (vec!["-p", "1", "1", "0"], "count"),
+            (vec!["-p", "0"], "--pid"),
+            (vec!["-p", "1", "-c", "x"], "--pid"),
+            (vec!["-p", "1", "-z", "2", "-Z", "1"], "--min-size"),
+            (vec!["-p", "1", "--sort", "age"], "--sort"),
+            (vec!["-p", "1", "-s", "0"], "--sample-rate"),
+            (vec!["-p", "1", "--sample-bytes", "0"], "--sample-bytes"),
+            (
+                vec!["-p", "1", "-s", "2", "--sample-bytes", "9"],
+                "--sample-rate",
+            ),
+            (vec!["-p", "1", "-T", "0"], "--top"),
+            (vec!["-p", "1", "--max-allocs", "0"], "--max-allocs"),
+            (
+                vec!["-p", "1", "--perf-max-stack-depth", "128"],
+                "--perf-max-stack-depth",
+            ),
+            (vec!["-p", "1", "-C", "--tid", "1"], "--combined-only"),
+            (vec!["-c", "a 'b"], "--command"),
+            (vec!["-c", " "], "--command"),
+            (vec!["-p", "1", "--", "prog"], "--pid"),
+        ] {
+            let message = options(&arguments).unwrap_err();
+            assert!(message.contains(named), "{arguments:?} gave: {message}");
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Folded stacks: one line per stack, root first, frames joined by `;`, then a blank and the bytes.
+//! Also what names look like there, which the flame graph shares.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+
+use crate::report::{Entry, Frame, Report};
+
+/// Writes the report's stacks, sorted; equal ones (of several processes or classes) are summed.
+///
+/// # Errors
+/// Whatever `out` fails with.
+pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    for (stack, bytes) in fold(report, |name| safe(name).replace(' ', "_")) {
+        writeln!(out, "{stack} {bytes}")?;
+    }
+    Ok(())
+}
+
+/// The report's stacks, root first and joined by `;`, with their bytes; `name` makes names safe.
+pub fn fold(report: &Report, name: impl Fn(&str) -> String) -> BTreeMap<String, u64> {
+    let mut folded = BTreeMap::new();
+    for entry in &report.entries {
+        let bytes: &mut u64 = folded.entry(stack(entry, &name)).or_default();
+        *bytes = bytes.saturating_add(entry.bytes);
+    }
+    folded
+}
+
+fn stack(entry: &Entry, name: impl Fn(&str) -> String) -> String {
+    let Some(frames) = &entry.frames else {
+        return name("[stack not stored]");
+    };
+    let names: Vec<String> = frames
+        .iter()
+        .rev()
+        .flat_map(frame_names)
+        .map(|text| name(&text))
+        .collect();
+    if names.is_empty() {
+        name("[empty stack]")
+    } else {
+        names.join(";")
+    }
+}
+
+/// The functions of a frame, outermost first: the one that was compiled, then those inlined in it.
+pub fn frame_names(frame: &Frame) -> Vec<String> {
+    let Some(function) = &frame.function else {
+        return vec![unnamed(frame)];
+    };
+    let inlined = frame
+        .inlined
+        .iter()
+        .rev()
+        .map(|function| function.name.clone());
+    std::iter::once(function.name.clone())
+        .chain(inlined)
+        .collect()
+}
+
+fn unnamed(frame: &Frame) -> String {
+    match &frame.module {
+        Some(module) => format!("[{}]", module.name()),
+        None => "[unknown]".to_owned(),
+    }
+}
+
+/// A name without what would end it: `;` becomes `:`, line ends and other control characters become blanks.
+pub fn safe(name: &str) -> String {
+    if name.is_empty() {
+        return "[unnamed]".to_owned();
+    }
+    name.chars()
+        .map(|c| match c {
+            ';' => ':',
+            c if c.is_control() || c.is_whitespace() => ' ',
+            c => c,
+        })
+        .collect()
+}

@@ -1,0 +1,99 @@
+//! The list of growing stacks that ends the text report, from the third one on.
+//! BCC's own lines are `text`'s. As tools take the last line with "byte" in it for a report's, none here says it.
+
+use std::io::{self, Write};
+
+use super::units;
+use crate::analysis::findings::Finding;
+use crate::recording::model::Limit;
+use crate::report::Frame;
+
+/// Functions of a stack that its line names.
+const NAMES: usize = 4;
+
+/// Stacks that are listed; there is a count of the rest.
+const LISTED: usize = 10;
+
+/// Writes the growing stacks, which arrive most severe first; nothing when there are none. `limit` is what the times
+/// left are about.
+///
+/// # Errors
+/// Whatever `out` fails with.
+pub fn write(growing: &[Finding], limit: Option<Limit>, out: &mut impl Write) -> io::Result<()> {
+    if growing.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "Growing stacks, by proven rate:")?;
+    for finding in growing.iter().take(LISTED) {
+        write_finding(finding, limit, out)?;
+    }
+    if growing.len() > LISTED {
+        writeln!(out, "\tand {} more", growing.len() - LISTED)?;
+    }
+    Ok(())
+}
+
+fn write_finding(finding: &Finding, limit: Option<Limit>, out: &mut impl Write) -> io::Result<()> {
+    let Finding { entry, growth } = finding;
+    let rate = growth.rate.map_or(0.0, |rate| rate.bytes_per_s);
+    write!(out, "\t+{}", units::rate(rate))?;
+    if let Some(rate) = growth.rate {
+        write!(
+            out,
+            " ({} to {})",
+            units::rate(rate.low),
+            units::rate(rate.high)
+        )?;
+    }
+    let span = units::duration(growth.span_ns as f64 / 1e9);
+    write!(
+        out,
+        " over {span}, {} in {} blocks",
+        units::size(entry.bytes),
+        entry.count
+    )?;
+    if let (Some(seconds), Some(limit)) = (growth.exhausted_in_s, limit) {
+        write!(
+            out,
+            ", {} used up in {}",
+            limit.describe(),
+            units::duration(seconds)
+        )?;
+    }
+    writeln!(out, ": {}", chain(entry.frames.as_deref()))
+}
+
+/// The innermost functions with a name, and where the first is: "slow_leak < main \[service\]".
+fn chain(frames: Option<&[Frame]>) -> String {
+    let Some(frames) = frames else {
+        return "stack not stored".to_owned();
+    };
+    let names: Vec<String> = frames.iter().flat_map(names).take(NAMES).collect();
+    let module = frames.iter().find_map(|frame| frame.module.as_ref());
+    let module = module.map_or(String::new(), |module| {
+        format!(" [{}]", one_line(&module.name()))
+    });
+    let names = if names.is_empty() {
+        "[unknown]".to_owned()
+    } else {
+        names.join(" < ")
+    };
+    names + &module
+}
+
+/// The functions of a frame as the report's own lines name them, so that they can be found there.
+fn names(frame: &Frame) -> impl Iterator<Item = String> {
+    let inlined = frame
+        .inlined
+        .iter()
+        .map(|function| one_line(&function.name));
+    let function = frame.function.as_ref();
+    inlined.chain(
+        function
+            .map(|function| format!("{}+{:#x}", one_line(&function.name), frame.function_offset)),
+    )
+}
+
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}

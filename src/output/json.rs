@@ -1,0 +1,350 @@
+//! The last report as JSON, for scripts; docs/json.md describes every field.
+//! Names and meanings here are a published format: change them only with a new version.
+
+use std::io::{self, Write};
+
+use jiff::Timestamp;
+use jiff::tz::Offset;
+use serde::Serialize;
+
+use crate::analysis::findings::{Finding, Findings, Hidden};
+use crate::analysis::gate::Tripped;
+use crate::analysis::growth::Growth;
+use crate::analysis::identity::{self, Precision};
+use crate::recording::model::Header;
+use crate::report::{Entry, Frame, Function};
+use crate::snapshot::{Allocation, Losses, Turnover, WallTime};
+
+/// What the document's `format` says.
+const FORMAT: &str = "memleak-report";
+const VERSION: u32 = 1;
+
+/// Writes the findings of a run and the gates that tripped, as one document.
+///
+/// # Errors
+/// Whatever `out` fails with.
+pub fn write(
+    header: &Header,
+    duration_ns: u64,
+    findings: &Findings,
+    tripped: &[Tripped],
+    out: &mut impl Write,
+) -> io::Result<()> {
+    serde_json::to_writer_pretty(&mut *out, &document(header, duration_ns, findings, tripped))?;
+    writeln!(out)
+}
+
+#[derive(Serialize)]
+struct Document<'a> {
+    format: &'static str,
+    version: u32,
+    source: &'static str,
+    tool: &'a str,
+    command: &'a [String],
+    host: HostPart<'a>,
+    target: TargetPart<'a>,
+    time: Option<String>,
+    duration_ns: u64,
+    estimated: bool,
+    totals: Totals,
+    losses: Losses,
+    suppressed: SuppressedPart<'a>,
+    in_baseline: Totals,
+    entries: Vec<EntryPart<'a>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    allocations: Vec<AllocationPart>,
+    growing: Vec<EntryPart<'a>>,
+    tripped: Vec<TrippedPart<'a>>,
+}
+
+#[derive(Serialize)]
+struct HostPart<'a> {
+    name: &'a str,
+    kernel: &'a str,
+    machine: &'a str,
+}
+
+#[derive(Serialize)]
+struct TargetPart<'a> {
+    kind: &'static str,
+    pid: Option<u32>,
+    command: &'a [String],
+}
+
+#[derive(Serialize)]
+struct Totals {
+    stacks: u64,
+    bytes: u64,
+    count: u64,
+}
+
+#[derive(Serialize)]
+struct SuppressedPart<'a> {
+    #[serde(flatten)]
+    totals: Totals,
+    patterns: Vec<PatternPart<'a>>,
+}
+
+#[derive(Serialize)]
+struct PatternPart<'a> {
+    pattern: &'a String,
+    #[serde(flatten)]
+    totals: Totals,
+}
+
+#[derive(Serialize)]
+struct EntryPart<'a> {
+    id: String,
+    tgid: u32,
+    class: &'static str,
+    bytes: u64,
+    count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    oldest_ns: Option<u64>,
+    #[serde(flatten)]
+    turnover: Option<TurnoverPart>,
+    growth: GrowthPart,
+    frames: Option<Vec<FramePart<'a>>>,
+}
+
+#[derive(Serialize)]
+struct TurnoverPart {
+    allocated_bytes: u64,
+    allocated_count: u64,
+    freed_bytes: u64,
+    freed_count: u64,
+}
+
+#[derive(Serialize)]
+struct GrowthPart {
+    verdict: &'static str,
+    continuous: bool,
+    bytes_per_s: Option<f64>,
+    low: Option<f64>,
+    high: Option<f64>,
+    p_value: f64,
+    snapshots: usize,
+    span_ns: u64,
+    exhausted_in_s: Option<f64>,
+}
+
+#[derive(Serialize)]
+struct FramePart<'a> {
+    address: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    module: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    build_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file_offset: Option<String>,
+    #[serde(flatten)]
+    function: Option<FunctionPart<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    symbol_offset: Option<u64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    inlined: Vec<FunctionPart<'a>>,
+}
+
+#[derive(Serialize)]
+struct FunctionPart<'a> {
+    symbol: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u32>,
+}
+
+#[derive(Serialize)]
+struct AllocationPart {
+    address: String,
+    size: u64,
+    tid: u32,
+    age_ns: u64,
+}
+
+#[derive(Serialize)]
+struct TrippedPart<'a> {
+    gate: String,
+    why: &'a str,
+}
+
+fn document<'a>(
+    header: &'a Header,
+    duration_ns: u64,
+    findings: &'a Findings,
+    tripped: &'a [Tripped],
+) -> Document<'a> {
+    let report = &findings.report;
+    let entries = report.entries.iter().zip(&findings.growth).rev();
+    Document {
+        format: FORMAT,
+        version: VERSION,
+        source: header.source.name(),
+        tool: &header.tool,
+        command: &header.command,
+        host: HostPart {
+            name: &header.host.name,
+            kernel: &header.host.kernel,
+            machine: &header.host.machine,
+        },
+        target: TargetPart {
+            kind: header.target.kind.name(),
+            pid: header.target.pid,
+            command: &header.target.command,
+        },
+        time: header
+            .source
+            .is_dated()
+            .then(|| timestamp(report.time))
+            .flatten(),
+        duration_ns,
+        estimated: report.estimated,
+        totals: Totals {
+            stacks: report.total_stacks,
+            bytes: report.total_bytes,
+            count: report.total_count,
+        },
+        losses: report.losses,
+        suppressed: suppressed_part(findings),
+        in_baseline: totals(&findings.left_out.known),
+        entries: entries
+            .map(|(entry, growth)| entry_part(entry, growth))
+            .collect(),
+        allocations: report.allocations.iter().map(allocation_part).collect(),
+        growing: findings
+            .growing
+            .iter()
+            .map(|Finding { entry, growth }| entry_part(entry, growth))
+            .collect(),
+        tripped: tripped
+            .iter()
+            .map(|t| TrippedPart {
+                gate: t.gate.to_string(),
+                why: &t.why,
+            })
+            .collect(),
+    }
+}
+
+/// RFC 3339 with the offset that was local then; `None` for a time that no calendar holds.
+fn timestamp(time: WallTime) -> Option<String> {
+    let timestamp = Timestamp::from_nanosecond(i128::from(time.unix_ns)).ok()?;
+    let offset = Offset::from_seconds(time.utc_offset_s).ok()?;
+    Some(timestamp.display_with_offset(offset).to_string())
+}
+
+fn suppressed_part(findings: &Findings) -> SuppressedPart<'_> {
+    let left_out = &findings.left_out;
+    let pattern = |(pattern, hidden)| PatternPart {
+        pattern,
+        totals: totals(hidden),
+    };
+    SuppressedPart {
+        totals: totals(&left_out.suppressed),
+        patterns: left_out.by_pattern.iter().map(pattern).collect(),
+    }
+}
+
+fn totals(hidden: &Hidden) -> Totals {
+    Totals {
+        stacks: hidden.stacks,
+        bytes: hidden.bytes,
+        count: hidden.count,
+    }
+}
+
+fn entry_part<'a>(entry: &'a Entry, growth: &Growth) -> EntryPart<'a> {
+    let frames = entry.frames.as_deref();
+    EntryPart {
+        id: identity::short_id(&identity::identity(
+            entry.class,
+            frames,
+            Precision::Function,
+        )),
+        tgid: entry.tgid,
+        class: entry.class.name(),
+        bytes: entry.bytes,
+        count: entry.count,
+        oldest_ns: entry.oldest_ns,
+        turnover: entry.turnover.map(turnover_part),
+        growth: growth_part(growth),
+        frames: frames.map(|frames| frames.iter().map(frame_part).collect()),
+    }
+}
+
+fn turnover_part(turnover: Turnover) -> TurnoverPart {
+    let Turnover {
+        allocated_bytes,
+        allocated_count,
+        freed_bytes,
+        freed_count,
+    } = turnover;
+    TurnoverPart {
+        allocated_bytes,
+        allocated_count,
+        freed_bytes,
+        freed_count,
+    }
+}
+
+fn growth_part(growth: &Growth) -> GrowthPart {
+    GrowthPart {
+        verdict: growth.verdict.name(),
+        continuous: growth.continuous,
+        bytes_per_s: growth.rate.map(|rate| rate.bytes_per_s),
+        low: growth.rate.map(|rate| rate.low),
+        high: growth.rate.map(|rate| rate.high),
+        p_value: growth.p_value,
+        snapshots: growth.points,
+        span_ns: growth.span_ns,
+        exhausted_in_s: growth.exhausted_in_s,
+    }
+}
+
+fn frame_part(frame: &Frame) -> FramePart<'_> {
+    let module = frame.module.as_ref();
+    FramePart {
+        address: hex(frame.address),
+        module: module.map(|module| module.path.to_string_lossy().into_owned()),
+        build_id: module
+            .and_then(|module| module.build_id.as_deref())
+            .map(digits),
+        file_offset: frame.file_offset.map(hex),
+        function: frame.function.as_ref().map(function_part),
+        symbol_offset: frame.function.is_some().then_some(frame.function_offset),
+        inlined: frame.inlined.iter().map(function_part).collect(),
+    }
+}
+
+fn function_part(function: &Function) -> FunctionPart<'_> {
+    let location = function.location.as_ref();
+    FunctionPart {
+        symbol: &function.name,
+        file: location.map(|location| location.file.to_string_lossy().into_owned()),
+        line: location.and_then(|location| location.line),
+    }
+}
+
+fn allocation_part(allocation: &Allocation) -> AllocationPart {
+    let Allocation {
+        address,
+        size,
+        tid,
+        age_ns,
+    } = *allocation;
+    AllocationPart {
+        address: hex(address),
+        size,
+        tid,
+        age_ns,
+    }
+}
+
+/// Addresses are strings, as many JSON readers round numbers above 2^53.
+fn hex(value: u64) -> String {
+    format!("{value:#x}")
+}
+
+fn digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

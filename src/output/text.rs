@@ -1,0 +1,196 @@
+//! The text report: BCC's, byte for byte, which other tools read. What BCC lacks follows at the end of its
+//! lines, or on lines of its own for inlined frames.
+
+use std::io::{self, Write};
+
+use crate::report::{Entry, Frame, Function, Report};
+use crate::snapshot::Allocation;
+
+/// Writes a report.
+pub fn write_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let (hour, minute, second) = report.time.hms();
+    writeln!(
+        out,
+        "[{hour:02}:{minute:02}:{second:02}] Top {} stacks with outstanding allocations:",
+        report.top
+    )?;
+    for allocation in &report.allocations {
+        write_allocation(allocation, out)?;
+    }
+    for entry in &report.entries {
+        write_entry(entry, report.estimated, out)?;
+    }
+    Ok(())
+}
+
+fn write_allocation(allocation: &Allocation, out: &mut impl Write) -> io::Result<()> {
+    writeln!(
+        out,
+        "\taddr = {:x} size = {} tid = {} age = {} ms",
+        allocation.address,
+        allocation.size,
+        allocation.tid,
+        allocation.age_ns / 1_000_000
+    )
+}
+
+fn write_entry(entry: &Entry, estimated: bool, out: &mut impl Write) -> io::Result<()> {
+    let about = if estimated { "~" } else { "" };
+    writeln!(
+        out,
+        "\t{about}{} bytes in {about}{} allocations from stack",
+        entry.bytes, entry.count
+    )?;
+    match &entry.frames {
+        Some(frames) => frames.iter().try_for_each(|frame| write_frame(frame, out)),
+        None => writeln!(out, "\t\t[stack not stored]"),
+    }
+}
+
+fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
+    let address = frame.address;
+    for function in &frame.inlined {
+        write!(out, "\t\t0x{address:016x}\t{} [inlined]", function.name)?;
+        write_location(function, out)?;
+    }
+    write!(out, "\t\t0x{address:016x}\t")?;
+    match &frame.function {
+        Some(function) => write!(out, "{}+0x{:x}", function.name, frame.function_offset)?,
+        None => write!(out, "[unknown]")?,
+    }
+    if let Some(module) = &frame.module {
+        write!(out, " {}", bracketed(&module.name()))?;
+    }
+    match &frame.function {
+        Some(function) => write_location(function, out),
+        None => writeln!(out),
+    }
+}
+
+/// Pseudo modules such as `[vdso]` have their brackets already.
+fn bracketed(module: &str) -> String {
+    match module.starts_with('[') {
+        true => module.to_string(),
+        false => format!("[{module}]"),
+    }
+}
+
+/// Ends the line, with the place in the source if it is known.
+fn write_location(function: &Function, out: &mut impl Write) -> io::Result<()> {
+    match &function.location {
+        Some(location) => match location.line {
+            Some(line) => writeln!(out, " {}:{line}", location.file.display()),
+            None => writeln!(out, " {}", location.file.display()),
+        },
+        None => writeln!(out),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::report::{Location, Module};
+    use crate::snapshot::{Class, WallTime};
+
+    fn function(name: &str, place: Option<(&str, u32)>) -> Function {
+        Function {
+            name: name.into(),
+            location: place.map(|(file, line)| Location {
+                file: PathBuf::from(file),
+                line: Some(line),
+            }),
+        }
+    }
+
+    fn report() -> Report {
+        let module = |path: &str| {
+            Some(Arc::new(Module {
+                path: PathBuf::from(path),
+                build_id: None,
+            }))
+        };
+        let frames = vec![
+            Frame {
+                address: 0x55dd_e4ed_4181,
+                module: module("/usr/bin/allocs"),
+                function: Some(function("main", Some(("src/allocs.c", 12)))),
+                function_offset: 0x6d,
+                inlined: vec![function("leak", Some(("src/allocs.c", 5)))],
+                ..Frame::default()
+            },
+            Frame {
+                address: 0x7fbd_5c4a_124a,
+                module: module("/lib/libc.so.6"),
+                function: Some(function("__libc_start_call_main", None)),
+                function_offset: 0x7a,
+                ..Frame::default()
+            },
+            Frame {
+                address: 0x7ffc_0000_0010,
+                module: module("[vdso]"),
+                ..Frame::default()
+            },
+            Frame {
+                address: 0x10,
+                ..Frame::default()
+            },
+        ];
+        let entry = |bytes, count, frames| Entry {
+            tgid: 1,
+            class: Class::Heap,
+            bytes,
+            count,
+            oldest_ns: None,
+            turnover: None,
+            frames,
+        };
+        Report {
+            time: WallTime {
+                unix_ns: (11 * 3600 + 16 * 60 + 33) * 1_000_000_000,
+                utc_offset_s: 0,
+            },
+            top: 10,
+            entries: vec![entry(16, 1, None), entry(80, 5, Some(frames))],
+            allocations: vec![Allocation {
+                address: 0x0094_8cd0,
+                size: 16,
+                tid: 77,
+                age_ns: 1_234_567_890,
+            }],
+            ..Report::default()
+        }
+    }
+
+    fn text(report: &Report) -> String {
+        let mut out = Vec::new();
+        write_text(report, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_report_is_bccs() {
+        let expected = "\
+[11:16:33] Top 10 stacks with outstanding allocations:
+\taddr = 948cd0 size = 16 tid = 77 age = 1234 ms
+\t16 bytes in 1 allocations from stack
+\t\t[stack not stored]
+\t80 bytes in 5 allocations from stack
+\t\t0x000055dde4ed4181\tleak [inlined] src/allocs.c:5
+\t\t0x000055dde4ed4181\tmain+0x6d [allocs] src/allocs.c:12
+\t\t0x00007fbd5c4a124a\t__libc_start_call_main+0x7a [libc.so.6]
+\t\t0x00007ffc00000010\t[unknown] [vdso]
+\t\t0x0000000000000010\t[unknown]
+";
+        assert_eq!(text(&report()), expected);
+    }
+
+    #[test]
+    fn estimates_are_marked() {
+        let mut report = report();
+        report.estimated = true;
+        assert!(text(&report).contains("\t~80 bytes in ~5 allocations from stack\n"));
+    }
+}

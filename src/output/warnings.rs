@@ -1,0 +1,82 @@
+//! What a report could not see, in one line: what happened, how often, and which option helps.
+
+use crate::snapshot::Losses;
+
+/// The warning for what has been lost; none when the figures are complete.
+pub fn warning(losses: &Losses) -> Option<String> {
+    let lost = [
+        (
+            losses.allocations,
+            format!(
+                "{} allocations ({} bytes) not recorded, raise --max-allocs",
+                losses.allocations, losses.allocation_bytes
+            ),
+        ),
+        (
+            losses.stacks,
+            format!(
+                "{} stacks not stored, raise --stack-storage-size",
+                losses.stacks
+            ),
+        ),
+        (
+            losses.ranges,
+            format!(
+                "{} changes of mappings dropped, leave mappings out with --no-mmap",
+                losses.ranges
+            ),
+        ),
+        (
+            losses.mappings,
+            format!(
+                "{} code mappings not seen, some frames may stay unknown",
+                losses.mappings
+            ),
+        ),
+        (
+            losses.threads,
+            format!(
+                "{} calls not seen for want of kernel memory, lower --max-allocs",
+                losses.threads
+            ),
+        ),
+        (
+            losses.missed_frees,
+            format!(
+                "{} frees missed, their blocks were replaced",
+                losses.missed_frees
+            ),
+        ),
+    ];
+    let parts: Vec<String> = lost
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(_, text)| text)
+        .collect();
+    (!parts.is_empty()).then(|| format!("incomplete so far: {}", parts.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_lost_means_no_warning() {
+        assert_eq!(warning(&Losses::default()), None);
+    }
+
+    #[test]
+    fn a_warning_says_how_often_and_what_helps() {
+        let losses = Losses {
+            allocations: 7,
+            allocation_bytes: 70,
+            stacks: 3,
+            ..Losses::default()
+        };
+        assert_eq!(
+            warning(&losses).unwrap(),
+            "incomplete so far: 7 allocations (70 bytes) not recorded, raise --max-allocs; \
+             3 stacks not stored, raise --stack-storage-size"
+        );
+    }
+}

@@ -1,0 +1,334 @@
+//! The functions that one 64-bit ELF object defines, from the object's bytes: name, address, place in the file.
+//! No I/O and no judgement about where in a function a probe belongs (that is `site`).
+
+use anyhow::Context as _;
+use object::Endianness;
+use object::elf::{self, FileHeader64};
+use object::read::elf::{FileHeader, ProgramHeader as _, SectionTable, Sym as _, VersionTable};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
+type Header = FileHeader64<Endianness>;
+type RawSymbol = elf::Sym64<Endianness>;
+
+/// A function as its object defines it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Function {
+    /// The plain name, without a version.
+    pub name: String,
+    /// Virtual address in the object's own numbering.
+    pub address: u64,
+    /// Offset of the first instruction in the file: what a uprobe is attached to.
+    pub file_offset: u64,
+    /// Length in bytes; never zero.
+    pub size: u64,
+}
+
+/// The functions of one object, by plain name.
+pub struct Symbols<'data> {
+    data: &'data [u8],
+    machine: elf::Machine,
+    segments: Vec<Segment>,
+    functions: HashMap<&'data [u8], Candidate>,
+}
+
+/// Which definition of a name wins, best first: what the dynamic linker would bind comes before
+/// what only a debugger sees, the default version before the hidden ones that old binaries keep.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Exported,
+    Global,
+    HiddenVersion,
+    Local,
+}
+
+/// One definition. Ordered by preference; the lowest address breaks ties.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Candidate {
+    rank: Rank,
+    address: u64,
+    size: u64,
+}
+
+/// A loadable segment: file bytes `offset..offset + size` appear at `address`.
+struct Segment {
+    address: u64,
+    offset: u64,
+    size: u64,
+}
+
+impl<'data> Symbols<'data> {
+    /// Reads the symbol tables of the ELF object in `data`, `.dynsym` and `.symtab` alike.
+    ///
+    /// An object without symbols is not an error: it has no functions to find.
+    ///
+    /// # Errors
+    /// Fails where `data` is no 64-bit ELF object or its headers or tables point outside it.
+    pub fn parse(data: &'data [u8]) -> anyhow::Result<Self> {
+        let header = Header::parse(data).context("failed to read the 64-bit ELF header")?;
+        let endian = header.endian().context("failed to read the ELF header")?;
+        let segments = segments(header, endian, data)?;
+        let sections = header
+            .sections(endian, data)
+            .context("failed to read the ELF section headers")?;
+        let mut symbols = Self {
+            data,
+            machine: header.e_machine(endian),
+            segments,
+            functions: HashMap::new(),
+        };
+        symbols.add_dynamic(endian, &sections)?;
+        symbols.add_static(endian, &sections)?;
+        Ok(symbols)
+    }
+
+    /// Whether the object holds x86-64 code.
+    pub fn is_x86_64(&self) -> bool {
+        self.machine == elf::EM_X86_64
+    }
+
+    /// The function called `name`, in its default version where there are several.
+    ///
+    /// Undefined symbols, empty ones and indirect functions (`STT_GNU_IFUNC`, whose symbol is
+    /// the resolver and not the function) are not found.
+    pub fn find(&self, name: &str) -> Option<Function> {
+        let candidate = self.functions.get(name.as_bytes())?;
+        Some(Function {
+            name: name.to_string(),
+            address: candidate.address,
+            file_offset: self.file_offset(candidate.address)?,
+            size: candidate.size,
+        })
+    }
+
+    /// The machine code of `function`, or nothing where the file does not hold all of it.
+    pub fn code(&self, function: &Function) -> Option<&'data [u8]> {
+        let begin = usize::try_from(function.file_offset).ok()?;
+        let end = begin.checked_add(usize::try_from(function.size).ok()?)?;
+        self.data.get(begin..end)
+    }
+
+    /// The file's bytes of the loadable segment that holds `function`, and where it begins in them.
+    pub fn segment(&self, function: &Function) -> Option<(&'data [u8], usize)> {
+        let segment = self.segment_of(function.address)?;
+        let offset = usize::try_from(segment.offset).ok()?;
+        let size = usize::try_from(segment.size).ok()?;
+        let bytes = self.data.get(offset..offset.checked_add(size)?)?;
+        let begin = usize::try_from(function.address - segment.address).ok()?;
+        Some((bytes, begin))
+    }
+
+    fn file_offset(&self, address: u64) -> Option<u64> {
+        let segment = self.segment_of(address)?;
+        segment.offset.checked_add(address - segment.address)
+    }
+
+    fn segment_of(&self, address: u64) -> Option<&Segment> {
+        self.segments.iter().find(|segment| {
+            address
+                .checked_sub(segment.address)
+                .is_some_and(|inside| inside < segment.size)
+        })
+    }
+
+    fn add_dynamic(
+        &mut self,
+        endian: Endianness,
+        sections: &SectionTable<'data, Header>,
+    ) -> anyhow::Result<()> {
+        let table = sections
+            .symbols(endian, self.data, elf::SHT_DYNSYM)
+            .context("failed to read .dynsym")?;
+        // Versions only rank names, so an object whose version tables are broken still has functions.
+        let versions: VersionTable<Header> = sections
+            .versions(endian, self.data)
+            .ok()
+            .flatten()
+            .unwrap_or_default();
+        for (index, symbol) in table.enumerate() {
+            let Ok(name) = symbol.name(endian, table.strings()) else {
+                continue;
+            };
+            let hidden = !versions.is_empty() && versions.version_index(endian, index).is_hidden();
+            let rank = if hidden {
+                Rank::HiddenVersion
+            } else {
+                Rank::Exported
+            };
+            self.add(endian, name, symbol, rank);
+        }
+        Ok(())
+    }
+
+    fn add_static(
+        &mut self,
+        endian: Endianness,
+        sections: &SectionTable<'data, Header>,
+    ) -> anyhow::Result<()> {
+        let table = sections
+            .symbols(endian, self.data, elf::SHT_SYMTAB)
+            .context("failed to read .symtab")?;
+        for symbol in table.iter() {
+            let Ok(name) = symbol.name(endian, table.strings()) else {
+                continue;
+            };
+            let (name, version) = split_version(name);
+            let rank = match version {
+                Version::Hidden => Rank::HiddenVersion,
+                _ if symbol.is_local() => Rank::Local,
+                Version::None | Version::Default => Rank::Global,
+            };
+            self.add(endian, name, symbol, rank);
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, endian: Endianness, name: &'data [u8], symbol: &RawSymbol, rank: Rank) {
+        let candidate = Candidate {
+            rank,
+            address: symbol.st_value(endian),
+            size: symbol.st_size(endian),
+        };
+        let is_function = symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(endian);
+        if !is_function || candidate.size == 0 || name.is_empty() {
+            return;
+        }
+        match self.functions.entry(name) {
+            Entry::Vacant(entry) => {
+                entry.insert(candidate);
+            }
+            Entry::Occupied(mut entry) => {
+                let best = candidate.min(*entry.get());
+                entry.insert(best);
+            }
+        }
+    }
+}
+
+fn segments(header: &Header, endian: Endianness, data: &[u8]) -> anyhow::Result<Vec<Segment>> {
+    let headers = header
+        .program_headers(endian, data)
+        .context("failed to read the ELF program headers")?;
+    Ok(headers
+        .iter()
+        .filter(|segment| segment.p_type(endian) == elf::PT_LOAD)
+        .map(|segment| Segment {
+            address: segment.p_vaddr(endian),
+            offset: segment.p_offset(endian),
+            size: segment.p_filesz(endian),
+        })
+        .collect())
+}
+
+/// What follows the `@` of a name in `.symtab`, where the static linker writes versions into names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Version {
+    None,
+    Default,
+    Hidden,
+}
+
+fn split_version(name: &[u8]) -> (&[u8], Version) {
+    let Some(at) = name.iter().position(|&byte| byte == b'@') else {
+        return (name, Version::None);
+    };
+    let version = if name[at..].starts_with(b"@@") {
+        Version::Default
+    } else {
+        Version::Hidden
+    };
+    (&name[..at], version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The C library of this machine (Debian: libc6).
+    fn libc() -> Vec<u8> {
+        let path = format!("/usr/lib/{}-linux-gnu/libc.so.6", std::env::consts::ARCH);
+        std::fs::read(&path).unwrap_or_else(|error| panic!("failed to read {path}: {error}"))
+    }
+
+    #[test]
+    fn libc_defines_its_allocators() {
+        let data = libc();
+        let symbols = Symbols::parse(&data).unwrap();
+        assert_eq!(symbols.is_x86_64(), cfg!(target_arch = "x86_64"));
+        for name in ["malloc", "free", "calloc", "realloc", "posix_memalign"] {
+            let function = symbols.find(name).unwrap();
+            assert_eq!(function.name, name);
+            let code = symbols.code(&function).unwrap();
+            assert_eq!(code.len() as u64, function.size);
+        }
+    }
+
+    #[test]
+    fn indirect_and_undefined_functions_are_not_found() {
+        let data = libc();
+        let symbols = Symbols::parse(&data).unwrap();
+        // strlen is STT_GNU_IFUNC in libc; __tls_get_addr is imported from the dynamic linker.
+        for name in ["strlen", "__tls_get_addr", "no_such_function", ""] {
+            assert_eq!(symbols.find(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_version_in_the_name_is_split_off() {
+        assert_eq!(split_version(b"malloc"), (&b"malloc"[..], Version::None));
+        let default = (&b"memalign"[..], Version::Default);
+        assert_eq!(split_version(b"memalign@@GLIBC_2.2.5"), default);
+        let hidden = (&b"memalign"[..], Version::Hidden);
+        assert_eq!(split_version(b"memalign@GLIBC_2.2.5"), hidden);
+    }
+
+    #[test]
+    fn the_default_version_wins_over_old_and_local_ones() {
+        let candidate = |rank, address| Candidate {
+            rank,
+            address,
+            size: 8,
+        };
+        let default = candidate(Rank::Exported, 0x30);
+        assert!(default < candidate(Rank::Global, 0x20));
+        assert!(default < candidate(Rank::HiddenVersion, 0x10));
+        assert!(candidate(Rank::HiddenVersion, 0x10) < candidate(Rank::Local, 0x10));
+        assert!(candidate(Rank::Local, 0x10) < candidate(Rank::Local, 0x20));
+    }
+
+    #[test]
+    fn malformed_objects_are_errors_and_never_panics() {
+        let data = libc();
+        assert!(Symbols::parse(b"").is_err());
+        assert!(Symbols::parse(b"#!/bin/sh\n").is_err());
+        for length in (0..4096).chain((4096..data.len()).step_by(data.len() / 50 + 1)) {
+            exercise(&data[..length]);
+        }
+        // Each byte of the ELF header and of the first three program headers, damaged in turn.
+        for index in 0..256 {
+            let mut damaged = data.clone();
+            damaged[index] ^= 0xff;
+            exercise(&damaged);
+        }
+    }
+
+    fn exercise(data: &[u8]) {
+        if let Ok(symbols) = Symbols::parse(data)
+            && let Some(function) = symbols.find("malloc")
+        {
+            symbols.code(&function);
+        }
+    }
+
+    #[test]
+    fn code_outside_the_file_is_none() {
+        let data = libc();
+        let symbols = Symbols::parse(&data).unwrap();
+        let mut function = symbols.find("malloc").unwrap();
+        function.size = u64::MAX;
+        assert_eq!(symbols.code(&function), None);
+        function.file_offset = u64::MAX;
+        function.size = 2;
+        assert_eq!(symbols.code(&function), None);
+    }
+}

@@ -1,0 +1,94 @@
+//! The options for outputs, comparison and gates, which live runs and `memleak report` share.
+//! What they do is decided elsewhere.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use crate::analysis::gate::Gate;
+use crate::analysis::identity::Precision;
+
+/// Options for outputs, comparison and gates.
+#[derive(Args, Clone, Debug, Default)]
+pub struct OutputArguments {
+    /// Write an HTML page with charts, table and flame graph; - is the standard output, as for the others
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub html: Option<PathBuf>,
+
+    /// Write the last report as JSON
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json: Option<PathBuf>,
+
+    /// Write the last report's stacks folded, root first, with their bytes
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub folded: Option<PathBuf>,
+
+    /// Write a flame graph of the last report as SVG
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub flamegraph: Option<PathBuf>,
+
+    /// Write the last report as a profile for pprof
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub pprof: Option<PathBuf>,
+
+    /// Show only what is new or grew since this recording or log
+    #[arg(long, value_name = "FILE", help_heading = "Comparison")]
+    pub baseline: Option<PathBuf>,
+
+    /// Show only what came after the last mark; SIGUSR2 sets one in a live run
+    #[arg(long, conflicts_with = "baseline", help_heading = "Comparison")]
+    pub since_mark: bool,
+
+    /// Tell stacks of the baseline apart by source lines as well, not only by functions
+    #[arg(long, requires = "baseline", help_heading = "Comparison")]
+    pub by_line: bool,
+
+    /// Leave out stacks that this file names, one leak:PATTERN a line, as LeakSanitizer has them
+    #[arg(long, value_name = "FILE", help_heading = "Comparison")]
+    pub suppressions: Option<PathBuf>,
+
+    /// Fail on growth, leak, bytes=SIZE or count=N; may be repeated
+    #[arg(
+        long,
+        value_name = "GATE",
+        value_delimiter = ',',
+        help_heading = "Gates"
+    )]
+    pub fail_on: Vec<Gate>,
+
+    /// Exit with this status when a gate fails
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 23,
+        value_parser = clap::value_parser!(u8).range(1..),
+        requires = "fail_on",
+        help_heading = "Gates"
+    )]
+    pub error_exitcode: u8,
+}
+
+impl OutputArguments {
+    /// The files that outputs go to.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        [
+            &self.html,
+            &self.json,
+            &self.folded,
+            &self.flamegraph,
+            &self.pprof,
+        ]
+        .into_iter()
+        .flatten()
+        .map(PathBuf::as_path)
+    }
+
+    /// How stacks are matched with the baseline's.
+    pub fn precision(&self) -> Precision {
+        if self.by_line {
+            Precision::Line
+        } else {
+            Precision::Function
+        }
+    }
+}

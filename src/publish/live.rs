@@ -1,0 +1,229 @@
+//! What a live run does with its reports besides printing them: recording, and outputs and gates at its end.
+//! Waits for nothing and reads no clock; the session hands it finished reports.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::{OutputArguments, Published, Publisher, file};
+use crate::recording::collect::{Collector, Moment};
+use crate::recording::model::Header;
+use crate::recording::write::Writer;
+use crate::report::Report;
+
+/// Snapshots that a run without end keeps for its outputs; there the older ones are thinned out.
+const MOST_SNAPSHOTS: usize = 1024;
+
+/// Options that only live runs have.
+#[derive(Args, Clone, Debug, Default)]
+pub struct LiveArguments {
+    /// Record the run, for memleak report
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub record: Option<PathBuf>,
+
+    /// Leave out the list of growing stacks, which ends reports from the third on
+    #[arg(long, help_heading = "Report")]
+    pub no_growth: bool,
+
+    /// Outputs, comparison and gates.
+    #[command(flatten)]
+    pub output: OutputArguments,
+}
+
+/// A live run on its way to its outputs.
+pub struct LiveRun {
+    publisher: Publisher,
+    collector: Collector,
+    file: Option<(PathBuf, Writer<File>)>,
+}
+
+impl LiveRun {
+    /// Opens the recording and reads what reports are compared with.
+    ///
+    /// # Errors
+    /// When one of the files cannot be read or written.
+    pub fn open(arguments: &LiveArguments, header: Header) -> Result<LiveRun> {
+        let publisher = Publisher::new(arguments.output.clone())?;
+        let file = match &arguments.record {
+            Some(path) => Some((path.clone(), create(path, &header)?)),
+            None => None,
+        };
+        let collector = Collector::new(header).with_most_snapshots(MOST_SNAPSHOTS);
+        Ok(LiveRun {
+            publisher,
+            collector,
+            file,
+        })
+    }
+
+    /// Whether [`LiveRun::push`] must get a report of every stack; without that, nothing needs all their names.
+    pub fn needs_reports(&self) -> bool {
+        self.file.is_some() || self.publisher.needs_recording()
+    }
+
+    /// Whether what is shown depends on every stack's name: a report must then be complete before it is filtered.
+    pub fn needs_names(&self) -> bool {
+        self.needs_reports() || !self.publisher.filter().is_empty()
+    }
+
+    /// Whether an output goes to the standard output, where no text report may then be.
+    pub fn takes_stdout(&self) -> bool {
+        self.publisher.takes_stdout()
+    }
+
+    /// Takes the next report, which must list every stack, as the tracer has it: before any filter.
+    ///
+    /// # Errors
+    /// When the recording cannot be written. It then ends there, with what was written before; the run can go on,
+    /// and later reports are taken without an error.
+    pub fn push(&mut self, report: &Report, moment: Moment) -> Result<()> {
+        self.collector.push(report, moment);
+        let Some((path, mut writer)) = self.file.take() else {
+            return Ok(());
+        };
+        let recording = self.collector.recording();
+        if let Some(last) = recording.snapshots.last() {
+            let written = writer.append(&recording.stacks, last);
+            written.with_context(|| {
+                format!(
+                    "failed to write {}: the recording ends here",
+                    path.display()
+                )
+            })?;
+        }
+        self.file = Some((path, writer));
+        if !self.publisher.needs_recording() {
+            self.collector.forget_snapshots();
+        }
+        Ok(())
+    }
+
+    /// Marks a baseline: with `--since-mark`, later reports show only what came after `report`.
+    pub fn mark(&mut self, report: &Report) {
+        self.publisher.mark(&report.entries);
+    }
+
+    /// What to show of a report that lists every stack, all smallest first: cut it to the top ones afterwards.
+    pub fn shown(&self, report: Report) -> Report {
+        self.publisher.filter().apply(report).0
+    }
+
+    /// Writes the outputs and judges the gates.
+    ///
+    /// # Errors
+    /// When an output cannot be written.
+    pub fn finish(self) -> Result<Published> {
+        if !self.publisher.needs_recording() {
+            return Ok(Published::default());
+        }
+        let recording = self.collector.finish();
+        let findings = self.publisher.findings(&recording);
+        self.publisher.publish(&recording, &findings)
+    }
+}
+
+fn create(path: &Path, header: &Header) -> Result<Writer<File>> {
+    file::check_folder(path)?;
+    let name = || format!("failed to write {}", path.display());
+    // Not under a temporary name, as outputs are: a recording is for runs that are killed.
+    let file = File::create(path).with_context(name)?;
+    Writer::new(file, header).with_context(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recording::load::load;
+    use crate::report::{Entry, Frame, Function};
+    use crate::snapshot::Class;
+
+    fn report(bytes: u64) -> Report {
+        let function = Some(Function {
+            name: "leak".into(),
+            location: None,
+        });
+        let frames = Some(vec![Frame {
+            address: 1,
+            function,
+            ..Frame::default()
+        }]);
+        let (class, turnover) = (Class::Heap, None);
+        let entry = Entry {
+            tgid: 1,
+            class,
+            bytes,
+            count: 1,
+            oldest_ns: None,
+            turnover,
+            frames,
+        };
+        Report {
+            entries: vec![entry],
+            total_bytes: bytes,
+            total_count: 1,
+            total_stacks: 1,
+            ..Report::default()
+        }
+    }
+
+    fn moment(second: u64) -> Moment {
+        Moment {
+            elapsed_ns: second * 1_000_000_000,
+            ..Moment::default()
+        }
+    }
+
+    #[test]
+    fn every_report_is_in_the_file_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.jsonl");
+        let arguments = LiveArguments {
+            record: Some(path.clone()),
+            ..LiveArguments::default()
+        };
+        let mut run = LiveRun::open(&arguments, Header::default()).unwrap();
+        assert!(run.needs_reports());
+        for second in 1..4 {
+            run.push(&report(second), moment(second)).unwrap();
+            let loaded = load(&path).unwrap();
+            assert_eq!(loaded.recording.snapshots.len() as u64, second);
+            assert!(loaded.warnings.is_empty());
+        }
+        assert_eq!(run.finish().unwrap().exit_code, None);
+    }
+
+    #[test]
+    fn a_full_disk_ends_the_recording_and_not_the_run() {
+        let arguments = LiveArguments {
+            record: Some("/dev/full".into()),
+            ..LiveArguments::default()
+        };
+        let error = LiveRun::open(&arguments, Header::default())
+            .map(|_| ())
+            .unwrap_err();
+        assert!(
+            format!("{error:#}").contains("failed to write /dev/full: No space left"),
+            "{error:#}"
+        );
+    }
+
+    #[test]
+    fn a_mark_hides_what_was_there_before() {
+        let output = OutputArguments {
+            since_mark: true,
+            ..OutputArguments::default()
+        };
+        let arguments = LiveArguments {
+            output,
+            ..LiveArguments::default()
+        };
+        let mut run = LiveRun::open(&arguments, Header::default()).unwrap();
+        assert!(!run.needs_reports());
+        assert_eq!(run.shown(report(100)).total_bytes, 100);
+        run.mark(&report(100));
+        assert_eq!(run.shown(report(100)).entries.len(), 0);
+        assert_eq!(run.shown(report(130)).total_bytes, 30);
+    }
+}

@@ -1,0 +1,108 @@
+//! The target of a session, from the user's words to a process that is held or running, with the objects
+//! that it maps.
+
+use anyhow::{Context as _, Result, bail};
+use rustix::process::Signal;
+
+use super::wait::{self, Interrupts, Wake};
+use crate::options::TargetOption;
+use crate::probes::Candidate;
+use crate::target::{Ending, HeldCommand, Mappings, Process, objects_of_command};
+
+/// A process under trace.
+pub enum Traced {
+    /// One that was running before.
+    Process(Process),
+    /// One that memleak starts.
+    Command(HeldCommand),
+}
+
+impl Traced {
+    /// Takes hold of the target; a command is started, but held. Gives the objects that it maps, or will.
+    ///
+    /// # Errors
+    /// Fails when there is no such process or command, or when what it maps can't be found out.
+    pub fn open(target: &TargetOption, mappings: &mut Mappings) -> Result<(Self, Vec<Candidate>)> {
+        match target {
+            TargetOption::Process(pid) => {
+                let process = Process::open(*pid)?;
+                let read = mappings.read(*pid);
+                if process.has_ended() {
+                    bail!("process {pid} has ended");
+                }
+                read.with_context(|| {
+                    format!(
+                        "failed to read the memory map of process {pid}: it is another user's, \
+                         which takes CAP_SYS_PTRACE as well"
+                    )
+                })?;
+                let candidates = mapped_objects(mappings, *pid);
+                Ok((Self::Process(process), candidates))
+            }
+            TargetOption::Command(words) => {
+                let (command, path) = HeldCommand::start(words)?;
+                let candidates = objects_of_command(&path)?
+                    .into_iter()
+                    .map(|path| Candidate {
+                        shown: path.clone(),
+                        path,
+                    });
+                Ok((Self::Command(command), candidates.collect()))
+            }
+            TargetOption::Kernel => {
+                bail!("kernel mode is not built yet: name a process with -p or a command with -c")
+            }
+        }
+    }
+
+    /// The process.
+    pub fn process(&self) -> &Process {
+        match self {
+            Self::Process(process) => process,
+            Self::Command(command) => command.process(),
+        }
+    }
+
+    /// Lets a held command run.
+    pub fn release(&mut self) -> Result<()> {
+        match self {
+            Self::Process(_) => Ok(()),
+            Self::Command(command) => command.release(),
+        }
+    }
+
+    /// Leaves the target: a process goes on by itself; a command is ended and waited for, patiently until
+    /// the user interrupts once more. Gives the exit status that memleak should end with.
+    pub fn leave(&mut self, interrupts: &Interrupts) -> Result<u8> {
+        let Self::Command(command) = self else {
+            return Ok(0);
+        };
+        let process = command.process();
+        if !process.has_ended() {
+            eprintln!(
+                "memleak: sending SIGTERM to the command (pid {})",
+                process.pid()
+            );
+            process.signal(Signal::TERM)?;
+            use std::os::fd::AsFd as _;
+            if wait::wait(interrupts, process.as_fd(), &[], None)? == Wake::Interrupt {
+                eprintln!("memleak: sending SIGKILL to the command");
+                process.signal(Signal::KILL)?;
+            }
+        }
+        Ok(command.wait().map_or(1, Ending::shell_status))
+    }
+}
+
+fn mapped_objects(mappings: &Mappings, pid: u32) -> Vec<Candidate> {
+    mappings
+        .objects(pid)
+        .iter()
+        .filter_map(|object| {
+            Some(Candidate {
+                path: object.openable_path()?,
+                shown: object.path.clone(),
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,113 @@
+//! The one place that waits: for the interval, Ctrl-C, the target's end, and what the kernel reports.
+//! Decides nothing; it says what came first.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::io::{Errno, read, write};
+use rustix::time::{ClockId, clock_gettime};
+
+/// Why waiting is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wake {
+    /// The time has come.
+    Deadline,
+    /// The user asked to stop (SIGINT, SIGTERM or SIGHUP).
+    Interrupt,
+    /// The target has ended.
+    Exit,
+    /// The kernel has reported something.
+    Reports,
+}
+
+/// Ctrl-C as a descriptor.
+pub struct Interrupts {
+    descriptor: OwnedFd,
+}
+
+impl Interrupts {
+    /// From here on SIGINT, SIGTERM and SIGHUP no longer end memleak.
+    ///
+    /// # Errors
+    /// Fails when no handler can be set.
+    pub fn catch() -> Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let descriptor = eventfd(0, flags).context("failed to create an event descriptor")?;
+        let sender = descriptor
+            .try_clone()
+            .context("failed to create an event descriptor")?;
+        ctrlc::set_handler(move || {
+            // the counter can't overflow within the patience of a person
+            let _ = write(&sender, &1u64.to_ne_bytes());
+        })
+        .context("failed to catch Ctrl-C")?;
+        Ok(Self { descriptor })
+    }
+
+    /// Whether one has come since the last time.
+    pub fn take(&self) -> bool {
+        read(&self.descriptor, &mut [0; 8]).is_ok()
+    }
+}
+
+impl AsFd for Interrupts {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// Time since boot on CLOCK_MONOTONIC, which the BPF programs read as well.
+pub fn monotonic() -> Duration {
+    let now = clock_gettime(ClockId::Monotonic);
+    Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
+}
+
+/// Waits until something comes, or until the deadline. What ends the session comes first.
+///
+/// # Errors
+/// Fails when the descriptors can't be waited for.
+pub fn wait(
+    interrupts: &Interrupts,
+    target: BorrowedFd<'_>,
+    reports: &[BorrowedFd<'_>],
+    deadline: Option<Duration>,
+) -> Result<Wake> {
+    loop {
+        let timeout = deadline.map(|deadline| {
+            let left = deadline.saturating_sub(monotonic());
+            Timespec {
+                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+                tv_nsec: left.subsec_nanos().into(),
+            }
+        });
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(interrupts.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(target, PollFlags::IN),
+        ];
+        fds.extend(
+            reports
+                .iter()
+                .map(|fd| PollFd::from_borrowed_fd(*fd, PollFlags::IN)),
+        );
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno).context("failed to wait"),
+        }
+        let ready = |index: usize| fds[index].revents().contains(PollFlags::IN);
+        if ready(0) && interrupts.take() {
+            return Ok(Wake::Interrupt);
+        }
+        if ready(1) {
+            return Ok(Wake::Exit);
+        }
+        if deadline.is_some_and(|deadline| monotonic() >= deadline) {
+            return Ok(Wake::Deadline);
+        }
+        if fds[2..].iter().any(|fd| !fd.revents().is_empty()) {
+            return Ok(Wake::Reports);
+        }
+    }
+}

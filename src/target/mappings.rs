@@ -1,0 +1,302 @@
+//! The code that each process maps, over time: what an address meant stays known after the mapping, the
+//! process or the file's name has gone. Fed from /proc and from `mapping_events`; resolves no symbols.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+
+/// A file that holds code, kept open so that its name may go.
+#[derive(Debug)]
+pub struct ObjectFile {
+    /// Number that no other object of this run has.
+    pub id: usize,
+    /// The path as the process that maps it sees it, or a label such as `[vdso]`.
+    pub path: PathBuf,
+    device: u64,
+    inode: u64,
+    file: Option<File>,
+}
+
+impl ObjectFile {
+    /// A path under which the very file that was mapped can be opened; none when it can't be had, or when
+    /// the mapping is no file's.
+    pub fn openable_path(&self) -> Option<PathBuf> {
+        if self.is_at(&self.path) {
+            return Some(self.path.clone());
+        }
+        let file = self.file.as_ref()?;
+        Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
+    }
+
+    fn is_at(&self, path: &Path) -> bool {
+        path.is_absolute()
+            && fs::metadata(path).is_ok_and(|found| {
+                found.is_file() && found.ino() == self.inode && found.dev() == self.device
+            })
+    }
+}
+
+/// A range of addresses that a file's code is mapped at.
+#[derive(Clone, Debug)]
+pub struct Mapping {
+    /// The addresses.
+    pub range: Range<u64>,
+    /// Where in the file the range begins, in bytes.
+    pub offset: u64,
+    /// The file.
+    pub object: Arc<ObjectFile>,
+}
+
+impl Mapping {
+    /// Where in the file the byte at `address` is, which lies in the range.
+    pub fn file_offset(&self, address: u64) -> u64 {
+        self.offset
+            .wrapping_add(address.wrapping_sub(self.range.start))
+    }
+}
+
+/// A mapping as /proc or an event describes it.
+#[derive(Clone, Debug)]
+pub struct MappingRecord {
+    /// The addresses.
+    pub range: Range<u64>,
+    /// Where in the file the range begins, in bytes.
+    pub offset: u64,
+    /// Device of the file, as stat(2) gives it.
+    pub device: u64,
+    /// Inode of the file; 0 for what is no file.
+    pub inode: u64,
+    /// Path as the process sees it, or a label.
+    pub path: PathBuf,
+}
+
+/// What every traced process maps, or has mapped.
+#[derive(Default)]
+pub struct Mappings {
+    processes: HashMap<u32, Vec<Mapping>>,
+    objects: HashMap<(u64, u64, PathBuf), Arc<ObjectFile>>,
+}
+
+impl Mappings {
+    /// Reads what a living process maps now.
+    ///
+    /// # Errors
+    /// Fails when /proc/PID/maps can't be read.
+    pub fn read(&mut self, pid: u32) -> Result<()> {
+        let path = format!("/proc/{pid}/maps");
+        let file = File::open(&path).with_context(|| format!("failed to open {path}"))?;
+        for line in BufReader::new(file).lines() {
+            let line = line.with_context(|| format!("failed to read {path}"))?;
+            if let Some(record) = parse_maps_line(&line) {
+                self.add(pid, record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a mapping. It takes the place of what was at its addresses before.
+    pub fn add(&mut self, pid: u32, record: MappingRecord) {
+        let object = self.object(pid, &record);
+        let mappings = self.processes.entry(pid).or_default();
+        let new = Mapping {
+            range: record.range,
+            offset: record.offset,
+            object,
+        };
+        let known = mappings
+            .iter()
+            .rev()
+            .find(|old| overlap(&old.range, &new.range));
+        let unchanged = known.is_some_and(|old| {
+            old.range == new.range
+                && old.offset == new.offset
+                && Arc::ptr_eq(&old.object, &new.object)
+        });
+        if !unchanged {
+            mappings.push(new);
+        }
+    }
+
+    /// Forgets what a process mapped: it has executed another program.
+    pub fn forget(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+    }
+
+    /// The latest mapping of a process that covers an address.
+    pub fn find(&self, pid: u32, address: u64) -> Option<&Mapping> {
+        let mappings = self.processes.get(&pid)?;
+        mappings
+            .iter()
+            .rev()
+            .find(|mapping| mapping.range.contains(&address))
+    }
+
+    /// The distinct files that a process maps, in the order in which they were mapped.
+    pub fn objects(&self, pid: u32) -> Vec<Arc<ObjectFile>> {
+        let mut objects: Vec<Arc<ObjectFile>> = Vec::new();
+        for mapping in self.processes.get(&pid).into_iter().flatten() {
+            let known = objects
+                .iter()
+                .any(|known| Arc::ptr_eq(known, &mapping.object));
+            if !known && mapping.object.inode != 0 {
+                objects.push(Arc::clone(&mapping.object));
+            }
+        }
+        objects
+    }
+
+    fn object(&mut self, pid: u32, record: &MappingRecord) -> Arc<ObjectFile> {
+        let id = self.objects.len();
+        let key = (record.device, record.inode, record.path.clone());
+        let object = self
+            .objects
+            .entry(key)
+            .or_insert_with(|| Arc::new(open_object(id, pid, record)));
+        Arc::clone(object)
+    }
+}
+
+fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
+    one.start < other.end && other.start < one.end
+}
+
+/// Opens the mapped file, under whichever name leads to the very same one.
+fn open_object(id: usize, pid: u32, record: &MappingRecord) -> ObjectFile {
+    let mut object = ObjectFile {
+        id,
+        path: record.path.clone(),
+        device: record.device,
+        inode: record.inode,
+        file: None,
+    };
+    if record.inode == 0 {
+        return object;
+    }
+    let Range { start, end } = record.range;
+    let path = record.path.display();
+    let names = [
+        // works for deleted files too, but only while the process lives, and with privilege
+        PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}")),
+        PathBuf::from(format!("/proc/{pid}/root{path}")),
+        record.path.clone(),
+    ];
+    for name in names {
+        let Ok(file) = File::open(&name) else {
+            continue;
+        };
+        let same = file
+            .metadata()
+            .is_ok_and(|found| found.ino() == record.inode);
+        if same {
+            // the device that stat(2) gives can differ from the one in maps (btrfs, overlayfs)
+            object.device = file.metadata().map_or(record.device, |found| found.dev());
+            object.file = Some(file);
+            break;
+        }
+    }
+    object
+}
+
+/// Reads one line of /proc/PID/maps; none when it maps no code.
+fn parse_maps_line(line: &str) -> Option<MappingRecord> {
+    let mut fields = line.splitn(6, ' ');
+    let (start, end) = fields.next()?.split_once('-')?;
+    let permissions = fields.next()?;
+    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
+    let (major, minor) = fields.next()?.split_once(':')?;
+    let inode = fields.next()?.parse().ok()?;
+    let path = fields.next().unwrap_or("").trim_start();
+    if permissions.as_bytes().get(2) != Some(&b'x') {
+        return None;
+    }
+    let major = u32::from_str_radix(major, 16).ok()?;
+    let minor = u32::from_str_radix(minor, 16).ok()?;
+    Some(MappingRecord {
+        range: u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
+        offset,
+        device: rustix::fs::makedev(major, minor),
+        inode,
+        path: PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(range: Range<u64>, path: &str) -> MappingRecord {
+        MappingRecord {
+            range,
+            offset: 0x1000,
+            device: 0,
+            inode: 0,
+            path: PathBuf::from(path),
+        }
+    }
+
+    #[test]
+    fn a_line_of_maps_is_understood() {
+        let line = "7f0a-7f0f r-xp 00026000 fe:01 1234                       /lib/a b.so (deleted)";
+        let record = parse_maps_line(line).unwrap();
+        assert_eq!(record.range, 0x7f0a..0x7f0f);
+        assert_eq!(record.offset, 0x26000);
+        assert_eq!(record.inode, 1234);
+        assert_eq!(record.device, rustix::fs::makedev(0xfe, 1));
+        assert_eq!(record.path, Path::new("/lib/a b.so"));
+    }
+
+    #[test]
+    fn lines_without_code_or_sense_are_left_out() {
+        for line in [
+            "",
+            "x",
+            "0-1 rw-p 0 0:0 0 /a",
+            "0-1 r-xp zz 0:0 0 /a",
+            "1 r-xp",
+        ] {
+            assert!(parse_maps_line(line).is_none(), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_later_mapping_covers_an_earlier_one() {
+        let mut mappings = Mappings::default();
+        mappings.add(1, record(0x1000..0x9000, "/old"));
+        mappings.add(1, record(0x4000..0x5000, "/new"));
+        assert_eq!(
+            mappings.find(1, 0x4abc).unwrap().object.path,
+            Path::new("/new")
+        );
+        assert_eq!(
+            mappings.find(1, 0x5000).unwrap().object.path,
+            Path::new("/old")
+        );
+        assert_eq!(
+            mappings.find(1, 0x4abc).unwrap().file_offset(0x4abc),
+            0x1abc
+        );
+        assert!(mappings.find(1, 0x9000).is_none());
+        assert!(mappings.find(2, 0x4abc).is_none());
+    }
+
+    #[test]
+    fn own_code_is_found_and_can_be_opened() {
+        let mut mappings = Mappings::default();
+        let pid = std::process::id();
+        mappings.read(pid).unwrap();
+        let address = own_code_is_found_and_can_be_opened as fn() as usize as u64;
+        let mapping = mappings.find(pid, address).unwrap();
+        let path = mapping.object.openable_path().unwrap();
+        assert_eq!(
+            fs::metadata(path).unwrap().ino(),
+            fs::metadata("/proc/self/exe").unwrap().ino()
+        );
+    }
+}

@@ -1,0 +1,169 @@
+//! How much memory a process takes, and how much it can still take before it meets a limit.
+//! Reads /proc and /sys only; what the figures mean is judged elsewhere.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::recording::model::{Headroom, Limit};
+
+/// The resident memory of a process in bytes; `None` when it has ended.
+pub fn resident_bytes(pid: u32) -> Option<u64> {
+    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    pages.checked_mul(rustix::param::page_size() as u64)
+}
+
+/// What a process can still take: up to its cgroup's limit or one above it, or the machine's available memory,
+/// whichever comes first.
+pub fn headroom(pid: u32) -> Option<Headroom> {
+    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let limited = cgroup_headroom(&cgroups, Path::new("/sys/fs/cgroup"));
+    let available = available_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    let limited = limited.map(|bytes| Headroom {
+        bytes,
+        limit: Limit::Cgroup,
+    });
+    let available = available.map(|bytes| Headroom {
+        bytes,
+        limit: Limit::Available,
+    });
+    limited
+        .into_iter()
+        .chain(available)
+        .min_by_key(|headroom| headroom.bytes)
+}
+
+/// The least that any cgroup of the process leaves it. `cgroups` is the text of /proc/PID/cgroup.
+fn cgroup_headroom(cgroups: &str, root: &Path) -> Option<u64> {
+    cgroups
+        .lines()
+        .filter_map(|line| memory_folder(line, root))
+        .flat_map(|(top, path)| levels(&top, &path))
+        .min()
+}
+
+/// Where a line of /proc/PID/cgroup has memory limits, if it does: the hierarchy's top, and the path below it.
+fn memory_folder(line: &str, root: &Path) -> Option<(PathBuf, PathBuf)> {
+    let (_, rest) = line.split_once(':')?;
+    let (controllers, path) = rest.split_once(':')?;
+    let below = PathBuf::from(path.strip_prefix('/')?);
+    match controllers {
+        // Version 2 has one hierarchy, which systemd's hybrid mode puts aside.
+        "" => Some((root.to_path_buf(), below)),
+        _ if controllers
+            .split(',')
+            .any(|controller| controller == "memory") =>
+        {
+            Some((root.join("memory"), below))
+        }
+        _ => None,
+    }
+}
+
+/// What is left at each level, from the cgroup itself to the top.
+fn levels(top: &Path, below: &Path) -> Vec<u64> {
+    below
+        .ancestors()
+        .filter_map(|path| left(&top.join(path)))
+        .collect()
+}
+
+fn left(folder: &Path) -> Option<u64> {
+    let number = |names: [&str; 2]| -> Option<u64> {
+        let text = names
+            .iter()
+            .find_map(|name| fs::read_to_string(folder.join(name)).ok())?;
+        // "max" is no limit.
+        text.trim().parse().ok()
+    };
+    let limit = number(["memory.max", "memory.limit_in_bytes"])?;
+    // Version 1 writes no limit as a number that no machine has.
+    (limit < 1 << 60).then_some(())?;
+    Some(limit.saturating_sub(number(["memory.current", "memory.usage_in_bytes"])?))
+}
+
+/// MemAvailable, in bytes. `meminfo` is the text of /proc/meminfo.
+fn available_bytes(meminfo: &str) -> Option<u64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cgroup(root: &Path, path: &str, files: &[(&str, &str)]) {
+        let folder = root.join(path);
+        fs::create_dir_all(&folder).unwrap();
+        files
+            .iter()
+            .for_each(|(name, text)| fs::write(folder.join(name), text).unwrap());
+    }
+
+    #[test]
+    fn the_tightest_limit_of_the_cgroups_above_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        cgroup(
+            root,
+            "a/b",
+            &[("memory.max", "max\n"), ("memory.current", "10\n")],
+        );
+        assert_eq!(cgroup_headroom("0::/a/b\n", root), None);
+        cgroup(
+            root,
+            "a",
+            &[("memory.max", "1000\n"), ("memory.current", "400\n")],
+        );
+        assert_eq!(cgroup_headroom("0::/a/b\n", root), Some(600));
+        cgroup(
+            root,
+            "a/b",
+            &[("memory.max", "50\n"), ("memory.current", "70\n")],
+        );
+        assert_eq!(cgroup_headroom("0::/a/b\n", root), Some(0));
+        assert_eq!(cgroup_headroom("", root), None);
+        assert_eq!(cgroup_headroom("garbage\n1:x\n", root), None);
+    }
+
+    #[test]
+    fn version_one_has_its_own_files_and_its_own_way_to_say_no_limit() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path();
+        let lines = "5:cpu,cpuacct:/x\n4:memory:/x\n0::/y\n";
+        let files = [
+            ("memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory.usage_in_bytes", "10\n"),
+        ];
+        cgroup(root, "memory/x", &files);
+        assert_eq!(cgroup_headroom(lines, root), None);
+        cgroup(
+            root,
+            "memory/x",
+            &[
+                ("memory.limit_in_bytes", "90\n"),
+                ("memory.usage_in_bytes", "10\n"),
+            ],
+        );
+        assert_eq!(cgroup_headroom(lines, root), Some(80));
+    }
+
+    #[test]
+    fn available_memory_is_in_kib() {
+        assert_eq!(
+            available_bytes("MemTotal: 9 kB\nMemAvailable:   4 kB\n"),
+            Some(4096)
+        );
+        assert_eq!(available_bytes(""), None);
+    }
+
+    #[test]
+    fn this_process_has_memory() {
+        assert!(resident_bytes(std::process::id()).is_some_and(|bytes| bytes > 0));
+        assert!(headroom(std::process::id()).is_some());
+        assert_eq!(resident_bytes(u32::MAX), None);
+    }
+}

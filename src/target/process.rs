@@ -1,0 +1,98 @@
+//! A running process: whether it can be traced, whether it still lives.
+//! Its memory map is read in `mappings`.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context as _, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+/// A process, held by a pidfd so that its number can't come to mean another one.
+pub struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+impl Process {
+    /// Takes hold of the process with this id.
+    ///
+    /// # Errors
+    /// Fails when there is none, when it has ended, when it is a thread other than a process's first, or
+    /// a thread of the kernel.
+    pub fn open(pid: u32) -> Result<Self> {
+        let raw = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let Some(raw) = raw else {
+            bail!("no such process: {pid}");
+        };
+        let pidfd = match pidfd_open(raw, PidfdFlags::empty()) {
+            Ok(pidfd) => pidfd,
+            Err(Errno::SRCH) => bail!("no such process: {pid}"),
+            // what pidfd_open says of a thread that leads no process
+            Err(Errno::INVAL | Errno::NOENT) => match thread_group(pid) {
+                Some(group) => bail!("{pid} is a thread of process {group}: use -p {group}"),
+                None => bail!("no such process: {pid}"),
+            },
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("failed to open process {pid}"));
+            }
+        };
+        let process = Self { pid, pidfd };
+        if process.has_ended() {
+            bail!("process {pid} has ended");
+        }
+        if is_kernel_thread(pid) {
+            bail!(
+                "{pid} is a kernel thread, which has no user memory: run without -p for the kernel"
+            );
+        }
+        Ok(process)
+    }
+
+    /// Its id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Whether it has ended, reaped or not.
+    pub fn has_ended(&self) -> bool {
+        let mut fds = [PollFd::new(&self.pidfd, PollFlags::IN)];
+        matches!(poll(&mut fds, Some(&Timespec::default())), Ok(ready) if ready > 0)
+    }
+
+    /// Sends it a signal. One that has ended already is not an error.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        match pidfd_send_signal(&self.pidfd, signal) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => {
+                Err(errno).with_context(|| format!("failed to signal process {}", self.pid))
+            }
+        }
+    }
+}
+
+impl AsFd for Process {
+    /// Becomes readable when the process ends.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+}
+
+fn status_field(pid: u32, field: &str) -> Option<String> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
+    Some(line.strip_prefix(':')?.trim().to_string())
+}
+
+fn thread_group(pid: u32) -> Option<u32> {
+    status_field(pid, "Tgid")?.parse().ok()
+}
+
+/// Threads of the kernel have no memory of their own, and no executable.
+fn is_kernel_thread(pid: u32) -> bool {
+    let no_memory = status_field(pid, "VmSize").is_none();
+    let executable = fs::read_link(format!("/proc/{pid}/exe"));
+    no_memory && matches!(executable, Err(error) if error.kind() == ErrorKind::NotFound)
+}

@@ -1,0 +1,124 @@
+//! The rings: changes of anonymous mappings, which become ranges, and calls for `--trace`.
+//! Draining never waits.
+
+use std::cell::RefCell;
+use std::os::fd::BorrowedFd;
+use std::rc::Rc;
+
+use anyhow::{Context as _, Result};
+use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
+
+use super::ranges::{Ranges, Span};
+use super::skel::types;
+use crate::trace::Call;
+
+/// What has come out of the rings so far.
+pub struct Events {
+    rings: RingBuffer<'static>,
+    ranges: Rc<RefCell<Ranges>>,
+    calls: Rc<RefCell<Vec<types::call_event>>>,
+}
+
+impl Events {
+    /// Opens both rings.
+    ///
+    /// # Errors
+    /// Fails when a ring can't be mapped.
+    pub fn open(range_events: &dyn MapCore, call_events: &dyn MapCore) -> Result<Self> {
+        let ranges = Rc::new(RefCell::new(Ranges::default()));
+        let calls = Rc::new(RefCell::new(Vec::new()));
+        let mut builder = RingBufferBuilder::new();
+        let (ranges_in, calls_in) = (Rc::clone(&ranges), Rc::clone(&calls));
+        builder
+            .add(range_events, move |data| {
+                if let Ok(event) = plain::from_bytes::<types::range_event>(data) {
+                    apply(&mut ranges_in.borrow_mut(), event);
+                }
+                0
+            })
+            .and_then(|builder| {
+                builder.add(call_events, move |data| {
+                    if let Ok(event) = plain::from_bytes::<types::call_event>(data) {
+                        calls_in.borrow_mut().push(*event);
+                    }
+                    0
+                })
+            })
+            .context("failed to open the rings of events")?;
+        let rings = builder
+            .build()
+            .context("failed to open the rings of events")?;
+        Ok(Self {
+            rings,
+            ranges,
+            calls,
+        })
+    }
+
+    /// Takes in what has come.
+    ///
+    /// # Errors
+    /// Fails when a ring is damaged.
+    pub fn drain(&self) -> Result<()> {
+        self.rings
+            .consume()
+            .context("failed to read the rings of events")
+    }
+
+    /// The anonymous mappings as they are now.
+    pub fn ranges(&self) -> std::cell::Ref<'_, Ranges> {
+        self.ranges.borrow()
+    }
+
+    /// A process executed another program: what it had mapped before is gone.
+    pub fn forget(&self, tgid: u32, before_ns: u64) {
+        self.ranges.borrow_mut().forget(tgid, before_ns);
+    }
+
+    /// Takes the calls that have come since the last time.
+    pub fn take_calls(&self, name: impl Fn(u32) -> String) -> Vec<Call> {
+        self.calls
+            .take()
+            .into_iter()
+            .map(|event| Call {
+                time_ns: event.time_ns,
+                tgid: event.tgid,
+                tid: event.tid,
+                comm: comm(&event.comm),
+                function: name(event.function),
+                size: event.size,
+                address: event.address,
+                old_address: event.old_address,
+                error: event.error,
+            })
+            .collect()
+    }
+
+    /// Becomes readable when something has come.
+    #[allow(unsafe_code)] // libbpf-rs gives a raw descriptor only
+    pub fn descriptor(&self) -> BorrowedFd<'_> {
+        // SAFETY: the rings own the descriptor, and the borrow of `self` keeps the rings.
+        unsafe { BorrowedFd::borrow_raw(self.rings.epoll_fd()) }
+    }
+}
+
+fn apply(ranges: &mut Ranges, event: &types::range_event) {
+    let span = Span {
+        entry_ns: event.entry_ns,
+        return_ns: event.return_ns,
+    };
+    let old = event.old_address..event.old_address.saturating_add(event.old_length);
+    let new = event.address..event.address.saturating_add(event.length);
+    match types::op(event.op) {
+        types::op::OP_MMAP => ranges.map(event.tgid, new, span, event.stack, event.tid),
+        types::op::OP_MUNMAP => ranges.unmap(event.tgid, old, span),
+        types::op::OP_MREMAP => ranges.remap(event.tgid, old, new, span, event.flags),
+        _ => {}
+    }
+}
+
+fn comm(bytes: &[i8; 16]) -> String {
+    let bytes = bytes.map(i8::cast_unsigned);
+    let end = bytes.iter().position(|byte| *byte == 0);
+    String::from_utf8_lossy(&bytes[..end.unwrap_or(bytes.len())]).into_owned()
+}

@@ -1,0 +1,112 @@
+//! What this kernel offers, and whether this process may use it. Decisions rest on the kernel's own type
+//! information, not on its version.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, bail};
+use libbpf_rs::btf::{Btf, types};
+use rustix::thread::{CapabilitySet, capabilities};
+
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// How user probes are attached, best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attachment {
+    /// One program for entry and return, which decides at entry whether the return is trapped; one link
+    /// per object (Linux 6.13).
+    Session,
+    /// A program for entry and one for return, a link each per object (Linux 6.6).
+    Multi,
+    /// The same with links for each function (Linux 5.15).
+    Single,
+}
+
+impl Attachment {
+    /// The best that this kernel has.
+    ///
+    /// # Errors
+    /// Fails when the kernel's type information can't be read.
+    pub fn best() -> Result<Self> {
+        let btf = Btf::from_vmlinux().with_context(|| format!("failed to read {KERNEL_BTF}"))?;
+        let types: types::Enum<'_> = btf
+            .type_by_name("bpf_attach_type")
+            .context("the kernel's type information lacks `bpf_attach_type`")?;
+        let has = |wanted: &str| {
+            types
+                .iter()
+                .any(|member| member.name.is_some_and(|name| name == wanted))
+        };
+        Ok(if has("BPF_TRACE_UPROBE_SESSION") {
+            Attachment::Session
+        } else if has("BPF_TRACE_UPROBE_MULTI") {
+            Attachment::Multi
+        } else {
+            Attachment::Single
+        })
+    }
+}
+
+/// Checks what every kind of tracing needs.
+///
+/// # Errors
+/// One line that says what is missing: the privilege, or type information in the kernel.
+pub fn check() -> Result<()> {
+    check_privilege()?;
+    if !Path::new(KERNEL_BTF).exists() {
+        bail!(
+            "the kernel has no type information ({KERNEL_BTF}): \
+             run a kernel built with CONFIG_DEBUG_INFO_BTF=y"
+        );
+    }
+    Ok(())
+}
+
+fn check_privilege() -> Result<()> {
+    let held = capabilities(None)
+        .context("failed to read the capabilities of this process")?
+        .effective;
+    let missing = missing_capabilities(held);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    bail!(
+        "missing {}: run as root, or give memleak CAP_BPF and CAP_PERFMON",
+        missing.join(" and ")
+    )
+}
+
+/// CAP_SYS_ADMIN stands for both, as it does in the kernel.
+fn missing_capabilities(held: CapabilitySet) -> Vec<&'static str> {
+    if held.contains(CapabilitySet::SYS_ADMIN) {
+        return Vec::new();
+    }
+    let needed = [
+        (CapabilitySet::BPF, "CAP_BPF"),
+        (CapabilitySet::PERFMON, "CAP_PERFMON"),
+    ];
+    needed
+        .into_iter()
+        .filter(|(capability, _)| !held.contains(*capability))
+        .map(|(_, name)| name)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_missing_capabilities_are_named() {
+        assert_eq!(
+            missing_capabilities(CapabilitySet::empty()),
+            ["CAP_BPF", "CAP_PERFMON"]
+        );
+        assert_eq!(
+            missing_capabilities(CapabilitySet::BPF | CapabilitySet::CHOWN),
+            ["CAP_PERFMON"]
+        );
+        let both = CapabilitySet::BPF | CapabilitySet::PERFMON;
+        assert!(missing_capabilities(both).is_empty());
+        assert!(missing_capabilities(CapabilitySet::SYS_ADMIN).is_empty());
+    }
+}

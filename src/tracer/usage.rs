@@ -1,0 +1,198 @@
+//! From what the maps hold to usage per stack: blocks and ranges are summed up while they are read, so that
+//! a million live blocks need no second copy in memory.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use anyhow::Result;
+use libbpf_rs::MapCore;
+
+use super::batch;
+use super::ranges::Ranges;
+use super::sampling::Weight;
+use super::skel::types;
+use crate::snapshot::{Allocation, Class, StackId, Usage};
+
+/// Passes over the totals to wait for programs that were under way when the epoch moved on. One is nearly
+/// always enough: a program runs for about a microsecond.
+const MAX_PASSES: usize = 100;
+
+/// Which blocks belong to a snapshot.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Leave out blocks younger than this.
+    pub older: Duration,
+    /// Only these threads' blocks; empty: all.
+    pub tids: Vec<u32>,
+    /// List each block.
+    pub allocations: bool,
+}
+
+type Key = (u32, Class, StackId);
+
+/// Sums under way.
+pub struct Tally<'a> {
+    now_ns: u64,
+    filter: &'a Filter,
+    weight: Weight,
+    usage: HashMap<Key, Sum>,
+}
+
+#[derive(Default)]
+struct Sum {
+    // exact, as integers; totals can be negative in one slot and positive in the other
+    bytes: i64,
+    count: i64,
+    // and estimated, where blocks stand for more than themselves
+    estimated_bytes: f64,
+    estimated_count: f64,
+    oldest_ns: Option<u64>,
+    allocations: Vec<Allocation>,
+}
+
+impl<'a> Tally<'a> {
+    /// Begins. Each recorded block stands for as many as `weight` says.
+    pub fn new(now_ns: u64, filter: &'a Filter, weight: Weight) -> Self {
+        Self {
+            now_ns,
+            filter,
+            weight,
+            usage: HashMap::new(),
+        }
+    }
+
+    /// Adds a block, if it belongs to the snapshot.
+    pub fn add_block(&mut self, key: &types::block_key, block: &types::block) {
+        let group = (key.tgid, Class::Heap, StackId(block.stack));
+        let Some(age_ns) = self.age(block.time_ns, block.tid) else {
+            return;
+        };
+        let allocation = Allocation {
+            address: key.address,
+            size: block.size,
+            tid: block.tid,
+            age_ns,
+        };
+        let weight = self.weight.of_size(block.size);
+        let sum = self.add(group, allocation, 1);
+        sum.estimated_bytes += block.size as f64 * weight;
+        sum.estimated_count += weight;
+    }
+
+    /// Adds the anonymous mappings. They are never sampled.
+    pub fn add_ranges(&mut self, ranges: &Ranges) {
+        let mut counted = HashSet::new();
+        for (tgid, start, piece) in ranges.iter() {
+            let Some(age_ns) = self.age(piece.time_ns, piece.tid) else {
+                continue;
+            };
+            let allocation = Allocation {
+                address: start,
+                size: piece.end - start,
+                tid: piece.tid,
+                age_ns,
+            };
+            // a mapping with a hole is still one
+            let count = i64::from(counted.insert(piece.mapping));
+            let group = (tgid, Class::Mmap, StackId(piece.stack));
+            self.add(group, allocation, count);
+        }
+    }
+
+    /// The sums, for stacks that hold anything.
+    pub fn finish(self) -> Vec<Usage> {
+        let weight = self.weight;
+        let figures = |sum: &Sum, class| match (class, weight) {
+            (Class::Mmap, _) | (Class::Heap, Weight::One) => (
+                sum.bytes.max(0).cast_unsigned(),
+                sum.count.max(0).cast_unsigned(),
+            ),
+            (Class::Heap, _) => (
+                sum.estimated_bytes.round() as u64,
+                sum.estimated_count.round() as u64,
+            ),
+        };
+        self.usage
+            .into_iter()
+            .filter(|(_, sum)| sum.count > 0)
+            .map(|((tgid, class, stack), mut sum)| {
+                sum.allocations.sort_by_key(|allocation| allocation.address);
+                let (bytes, count) = figures(&sum, class);
+                Usage {
+                    tgid,
+                    class,
+                    stack,
+                    bytes,
+                    count,
+                    oldest_ns: sum.oldest_ns,
+                    turnover: None,
+                    allocations: sum.allocations,
+                }
+            })
+            .collect()
+    }
+
+    /// The age of what was allocated at a time by a thread; none when it is not part of the snapshot.
+    fn age(&self, time_ns: u64, tid: u32) -> Option<u64> {
+        let age_ns = self.now_ns.checked_sub(time_ns)?;
+        let old = u128::from(age_ns) >= self.filter.older.as_nanos();
+        let wanted = self.filter.tids.is_empty() || self.filter.tids.contains(&tid);
+        (old && wanted).then_some(age_ns)
+    }
+
+    fn add(&mut self, group: Key, allocation: Allocation, count: i64) -> &mut Sum {
+        let sum = self.usage.entry(group).or_default();
+        sum.bytes += allocation.size.cast_signed();
+        sum.count += count;
+        sum.oldest_ns = sum.oldest_ns.max(Some(allocation.age_ns));
+        if self.filter.allocations {
+            sum.allocations.push(allocation);
+        }
+        sum
+    }
+
+    /// Adds one slot of a stack's totals.
+    fn add_totals(&mut self, group: Key, bytes: i64, count: i64) {
+        let weight = self.weight.of_size(1);
+        let sum = self.usage.entry(group).or_default();
+        sum.bytes += bytes;
+        sum.count += count;
+        sum.estimated_bytes += bytes as f64 * weight;
+        sum.estimated_count += count as f64 * weight;
+    }
+}
+
+/// Adds one slot of all totals.
+pub fn add_slot(map: &impl MapCore, slot: usize, tally: &mut Tally<'_>) -> Result<()> {
+    for (key, (bytes, count)) in read_slot(map, slot)? {
+        tally.add_totals(key, bytes, count);
+    }
+    Ok(())
+}
+
+/// Adds a slot that takes no more changes, once those under way have arrived.
+pub fn add_settled_slot(map: &impl MapCore, slot: usize, tally: &mut Tally<'_>) -> Result<()> {
+    let mut settled = read_slot(map, slot)?;
+    for _ in 0..MAX_PASSES {
+        let again = read_slot(map, slot)?;
+        if again == settled {
+            break;
+        }
+        settled = again;
+    }
+    for (key, (bytes, count)) in settled {
+        tally.add_totals(key, bytes, count);
+    }
+    Ok(())
+}
+
+fn read_slot(map: &impl MapCore, slot: usize) -> Result<HashMap<Key, (i64, i64)>> {
+    let mut totals = HashMap::new();
+    batch::for_each(map, |key: &types::combined_key, value: &types::combined| {
+        totals.insert(
+            (key.tgid, Class::Heap, StackId(key.stack)),
+            (value.bytes[slot], value.count[slot]),
+        );
+    })?;
+    Ok(totals)
+}
