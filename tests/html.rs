@@ -25,6 +25,10 @@ struct Report {
 
 impl Report {
     fn of(recording: &str) -> Report {
+        Report::with(recording, &[])
+    }
+
+    fn with(recording: &str, arguments: &[&str]) -> Report {
         let directory = tempfile::tempdir().expect("a directory for the report");
         let file = directory.path().join("run.jsonl");
         std::fs::write(&file, recording).expect("the recording is written");
@@ -36,6 +40,8 @@ impl Report {
                 Path::new("--html"),
                 &report.page(),
             ])
+            .args(arguments)
+            .current_dir(report.directory.path())
             .output()
             .expect("memleak runs");
         assert!(
@@ -51,7 +57,22 @@ impl Report {
     }
 }
 
-/// Shell for an expression over the rows of the table that are there.
+#[test]
+fn what_is_suppressed_is_nowhere_on_the_page_but_in_a_note() {
+    let rules = tempfile::NamedTempFile::new().expect("a file for the rules");
+    std::fs::write(rules.path(), "leak:orders::SessionCache\n").expect("the rules are written");
+    let path = rules.path().to_str().expect("a path in UTF-8");
+    let report = Report::with(&samples::service(), &["--suppressions", path]);
+    let page = std::fs::read_to_string(report.page()).expect("the page is there");
+    assert!(page.contains("One stack is growing: <code>pricing_quote_copy</code>"));
+    assert!(page.contains("suppressed by leak:orders::SessionCache"));
+    let (_, rest) = page
+        .split_once("<section id=\"growth\"")
+        .expect("the alerts");
+    assert!(!rest.contains("SessionCache::insert"));
+}
+
+/// The rows of the table that are there, as a JavaScript expression.
 const ROWS: &str = "[...document.querySelectorAll('tr.row')]";
 
 async fn titles(tab: &Tab) -> serde_json::Value {

@@ -88,11 +88,7 @@ fn sentence(page: &Page<'_>) -> Sentence {
     if let Some(worst) = growing.first() {
         return growing_sentence(page, last, &growing, worst);
     }
-    if last
-        .figures
-        .iter()
-        .all(|figure| figure.bytes == 0 && figure.count == 0)
-    {
+    if stacks(last) == 0 {
         return Sentence {
             tone: Tone::Ok,
             verdict: "Nothing is outstanding.".to_owned(),
@@ -103,7 +99,7 @@ fn sentence(page: &Page<'_>) -> Sentence {
         "{} are outstanding in {} from {}.",
         words::bytes(last.total_bytes() as f64),
         words::plural(last.total_count(), "allocation", "allocations"),
-        words::plural(last.figures.len() as u64, "stack", "stacks"),
+        words::plural(stacks(last), "stack", "stacks"),
     );
     if page
         .growth
@@ -209,11 +205,7 @@ fn figures(page: &Page<'_>) -> String {
             change(page.recording, about),
         ),
         ("Allocations", words::count(last.total_count()), average),
-        (
-            "Stacks",
-            words::count(last.figures.len() as u64),
-            largest(last),
-        ),
+        ("Stacks", words::count(stacks(last)), largest(last)),
         ("Growing", growing.0, growing.1),
     ];
     if let Some(rss) = last.rss_bytes {
@@ -251,6 +243,14 @@ fn change(recording: &Recording, about: &str) -> String {
         (true, true) => format!("{since} since the start"),
         (true, false) => format!("{since}, {about}"),
     }
+}
+
+/// Stacks that hold something; logs may name others.
+fn stacks(last: &SnapshotRecord) -> u64 {
+    let figures = last.figures.iter();
+    figures
+        .filter(|figure| figure.bytes > 0 || figure.count > 0)
+        .count() as u64
 }
 
 /// How much of all bytes the largest stack holds.

@@ -127,7 +127,7 @@ fn five_thousand_snapshots_of_a_thousand_stacks_stay_under_ten_megabytes() {
 
 #[test]
 fn ever_more_stacks_are_summed_up_instead_of_growing_the_page() {
-    let sample = unjudged(&samples::large(2, 12_000));
+    let sample = unjudged(&samples::large(2, 6_000));
     let page = page(&sample);
     assert!(page.len() < 10_000_000, "{} bytes", page.len());
     let data = data(&page);
@@ -139,7 +139,7 @@ fn ever_more_stacks_are_summed_up_instead_of_growing_the_page() {
     let total = sum + data["other"]["bytes"].as_u64().expect("the rest");
     assert_eq!(
         kept.len() as u64 + data["other"]["stacks"].as_u64().expect("the rest"),
-        12_000
+        6_000
     );
     assert_eq!(
         Some(total),
