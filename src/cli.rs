@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::offline::ReportArguments;
+use crate::publish::LiveArguments;
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -191,6 +192,14 @@ pub struct Arguments {
     /// Frames to keep of each stack, 1 to 127
     #[arg(long, value_name = "N", default_value_t = 127, help_heading = "Limits")]
     pub perf_max_stack_depth: u32,
+
+    /// Detach when tracing takes more than this percentage of the target's CPU time, for two intervals
+    #[arg(long, value_name = "PCT", help_heading = "Limits")]
+    pub max_overhead: Option<f64>,
+
+    /// What to do with reports besides printing them.
+    #[command(flatten)]
+    pub live: LiveArguments,
 
     /// Say on stderr what is probed and how
     #[arg(short, long)]

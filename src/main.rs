@@ -15,6 +15,7 @@ mod symbolize;
 mod target;
 mod trace;
 mod tracer;
+mod unwind;
 
 use std::process::ExitCode;
 

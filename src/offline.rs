@@ -11,9 +11,9 @@ use crate::analysis::findings::Findings;
 use crate::output::{growth, write_text};
 use crate::publish::{OutputArguments, Publisher};
 use crate::recording::model::Recording;
-use crate::recording::resolve::{self, Resolver};
-use crate::recording::{join, load};
+use crate::recording::{join, load, resolve};
 use crate::report::Report;
+use crate::symbolize::DebugFiles;
 
 /// Report on recordings and logs of earlier runs
 #[derive(Args, Clone, Debug)]
@@ -97,8 +97,8 @@ fn names(files: &[PathBuf]) -> String {
 }
 
 fn name_frames(recording: &mut Recording, folder: &Path) -> Result<()> {
-    let mut resolver = debug_files(folder)?;
-    let (named, unnamed) = resolve::resolve(recording, resolver.as_mut());
+    let mut files = DebugFiles::below(folder)?;
+    let (named, unnamed) = resolve::resolve(recording, &mut files);
     if named + unnamed > 0 {
         eprintln!(
             "memleak: {named} of {} unknown frames named from {}",
@@ -107,14 +107,6 @@ fn name_frames(recording: &mut Recording, folder: &Path) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// The files below a folder, to be looked up by build id. `symbolize` is to provide this.
-fn debug_files(folder: &Path) -> Result<Box<dyn Resolver>> {
-    bail!(
-        "failed to use the debug files in {}: not built in yet",
-        folder.display()
-    )
 }
 
 fn print_text(findings: &Findings, top: usize) -> Result<()> {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::cli::{Arguments, SiteChoice, SortKey};
 use crate::probes::ProbeAt;
+use crate::publish::LiveArguments;
 use crate::snapshot::MAX_STACK_DEPTH;
 
 /// One sample in a GiB: what the programs' arithmetic can hold.
@@ -86,10 +87,14 @@ pub struct Options {
     pub count: Option<u64>,
     /// Print each call as it happens.
     pub trace: bool,
+    /// Detach above this percentage of the target's CPU time.
+    pub max_overhead: Option<f64>,
     /// Which allocations are recorded.
     pub recording: Recording,
     /// How reports look.
     pub reporting: Reporting,
+    /// What to do with reports besides printing them.
+    pub live: LiveArguments,
     /// Say what is probed and how.
     pub verbose: bool,
 }
@@ -105,7 +110,14 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
     if arguments.count == Some(0) {
         return Err("count must be at least 1".into());
     }
+    if !arguments
+        .max_overhead
+        .is_none_or(|percentage| percentage > 0.0)
+    {
+        return Err("--max-overhead must be a percentage above 0".into());
+    }
     Ok(Options {
+        max_overhead: arguments.max_overhead,
         interval: Duration::from_secs_f64(arguments.interval),
         count: arguments.count,
         object: arguments.obj.clone(),
@@ -115,6 +127,7 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
             SiteChoice::Symbol => ProbeAt::Symbol,
         },
         trace: arguments.trace,
+        live: arguments.live.clone(),
         verbose: arguments.verbose,
         target: validate_target(arguments)?,
         recording,

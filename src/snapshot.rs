@@ -121,6 +121,47 @@ pub struct Losses {
     pub threads: u64,
     /// Blocks that were replaced because their address was handed out again: a free was missed.
     pub missed_frees: u64,
+    /// Stacks that end before their outermost frame.
+    pub cut: CutStacks,
+}
+
+/// Stacks that end before their outermost frame, by what ended them; each time one was captured counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CutStacks {
+    /// As many frames as were asked for.
+    pub depth: u64,
+    /// A return address in no code that was known at the time.
+    pub unknown_code: u64,
+    /// Unwind information that can't be followed here.
+    pub unsupported: u64,
+    /// Stack memory that could not be read.
+    pub unreadable: u64,
+    /// Code without unwind information, and a frame pointer that leads nowhere.
+    pub frame_pointer: u64,
+}
+
+impl CutStacks {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.reasons().iter().map(|(count, _)| count).sum()
+    }
+
+    /// How many, and why, in words.
+    pub fn reasons(&self) -> [(u64, &'static str); 5] {
+        [
+            (self.depth, "at --perf-max-stack-depth"),
+            (self.unknown_code, "in code not known yet"),
+            (
+                self.unsupported,
+                "by unwind information that is not supported",
+            ),
+            (self.unreadable, "by unreadable stack memory"),
+            (
+                self.frame_pointer,
+                "by code without frame pointers or unwind information",
+            ),
+        ]
+    }
 }
 
 /// The state of the traced memory at one moment.

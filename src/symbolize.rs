@@ -1,12 +1,16 @@
 //! From addresses to frames with names, by way of the mappings that were there. The only user of blazesym.
 //! Each place in a file is looked up once, however often reports show it.
 
+mod debug_files;
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Resolver};
+
+pub use debug_files::DebugFiles;
 
 use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::Stack;

@@ -570,3 +570,49 @@ fn several_files_are_parts_of_one_run() {
     assert_eq!(json["entries"][0]["growth"]["snapshots"], 6);
     assert_eq!(json["duration_ns"], 25_000_000_000_u64);
 }
+
+#[test]
+fn frames_without_names_are_named_from_debug_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("leaky");
+    let arguments = [
+        "-g",
+        "-O0",
+        "-Wl,--build-id=0x0123456789abcdef0123456789abcdef01234567",
+        "-o",
+    ];
+    let source = fixture("logs/leaky.c");
+    let status = Command::new("cc")
+        .args(arguments)
+        .arg(&program)
+        .arg(source)
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let symbols = Command::new("nm").arg(&program).output().unwrap();
+    let symbols = String::from_utf8(symbols.stdout).unwrap();
+    let address = symbols
+        .lines()
+        .find_map(|line| line.strip_suffix(" t slow_leak"))
+        .unwrap();
+    let offset = u64::from_str_radix(address, 16).unwrap() + 5;
+
+    let recording = fs::read_to_string(fixture(RECORDING)).unwrap();
+    let named = "\"file_offset\":\"0x1400\",\"symbol\":\"start_up\",\"symbol_offset\":8";
+    assert!(recording.contains(named));
+    let path = folder.path().join("stripped.jsonl");
+    fs::write(
+        &path,
+        recording.replace(named, &format!("\"file_offset\":\"{offset:#x}\"")),
+    )
+    .unwrap();
+    let text = text(
+        path.to_str().unwrap(),
+        &["--text", "--debug-dir", folder.path().to_str().unwrap()],
+    );
+    assert!(
+        text.contains("\t0x0000555500001400\tslow_leak+0x5 [service] "),
+        "{text}"
+    );
+    assert!(text.contains("leaky.c:"), "{text}");
+}

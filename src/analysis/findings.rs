@@ -102,6 +102,10 @@ impl Filter {
     }
 
     /// Per entry, what remains of it.
+    pub fn remaining(&self, entries: &[Entry]) -> Vec<Option<Entry>> {
+        self.keep(entries, &mut LeftOut::default())
+    }
+
     fn keep(&self, entries: &[Entry], left_out: &mut LeftOut) -> Vec<Option<Entry>> {
         let suppressed: Vec<bool> = entries
             .iter()
@@ -241,7 +245,7 @@ fn growing(
         .iter()
         .map(|verdict| when_judged(recording, verdict))
         .collect();
-    let kept = filter.keep(&entries, &mut LeftOut::default());
+    let kept = filter.remaining(&entries);
     let finding = |(verdict, kept): (&&growth::StackGrowth, Option<Entry>)| {
         Some(Finding {
             entry: kept?,

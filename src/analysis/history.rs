@@ -117,7 +117,7 @@ fn halve(values: &mut Vec<u64>) {
     let mut at = last;
     values.retain(|_| {
         at += 1;
-        at % 2 == 0
+        usize::is_multiple_of(at, 2)
     });
 }
 

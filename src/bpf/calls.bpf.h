@@ -200,7 +200,7 @@ static __always_inline void record_new_block(struct pt_regs *ctx, struct thread 
 		.function = thread->call.row,
 	};
 
-	block.stack = store_stack(&thread->stack, capture_user_stack(ctx, &thread->stack));
+	block.stack = store_stack(&thread->stack, capture_user_stack(ctx, thread, true));
 	block.time_ns = bpf_ktime_get_ns();
 	record_block(&key, &block);
 }
@@ -225,7 +225,7 @@ static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread 
 		range.address = result;
 		range.length = call->arguments[ARG_LENGTH];
 		if (call->arguments[ARG_ANONYMOUS]) {
-			range.stack = store_stack(&thread->stack, capture_user_stack(ctx, &thread->stack));
+			range.stack = store_stack(&thread->stack, capture_user_stack(ctx, thread, true));
 		} else {
 			range.op = OP_MUNMAP;
 			range.old_address = result;

@@ -8,6 +8,7 @@
 
 #include "core_types.bpf.h"
 #include "memleak.h"
+#include "unwind.h"
 
 /* What the probes' cookies stand for. Written by the tracer before a probe that needs it is attached. */
 volatile struct function functions[MAX_FUNCTIONS] = {};
@@ -44,10 +45,19 @@ const volatile bool return_trap_is_optional = false;
 /* Frames to keep per stack, at most MAX_STACK_DEPTH. */
 const volatile __u32 max_stack_depth = MAX_STACK_DEPTH;
 
+/* Unwind with the tables of the traced processes; otherwise by frame pointers alone. */
+const volatile bool unwind_with_tables = false;
+
+/* The kernel has bpf_find_vma (Linux 5.17). */
+const volatile bool can_find_mappings = false;
+
 /* Which slot of `struct combined` takes changes: the lowest bit counts. Written by the tracer. */
 volatile __u32 epoch = 0;
 
 struct lost lost = {};
+
+/* Stacks that end before their outermost frame, by enum stack_end. */
+__u64 stacks_cut[STACK_ENDS] = {};
 
 #define count_lost(what) __sync_fetch_and_add(&lost.what, 1)
 

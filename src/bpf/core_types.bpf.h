@@ -11,6 +11,7 @@
 #include <stdbool.h>
 
 #include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
 
 #define EEXIST 17
 
@@ -51,10 +52,10 @@ static __always_inline struct arguments regs_arguments(const struct pt_regs *reg
 				  regs->regs[3], regs->regs[4], regs->regs[5]};
 }
 
-#define regs_result(regs) ((regs)->regs[0])
-#define regs_sp(regs) ((regs)->sp)
-#define regs_pc(regs) ((regs)->pc)
-#define regs_frame(regs) ((regs)->regs[29])
+#define regs_result(context) ((context)->regs[0])
+#define regs_sp(context) ((context)->sp)
+#define regs_pc(context) ((context)->pc)
+#define regs_frame(context) ((context)->regs[29])
 #define SP_AT_RETURN(entry_sp) (entry_sp)
 #define RETURN_ADDRESS_ON_STACK 0
 #else
@@ -86,6 +87,27 @@ static __always_inline __u64 argument(struct arguments arguments, __u32 number)
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+struct super_block {
+	__u32 s_dev;
+};
+
+struct inode {
+	unsigned long i_ino;
+	struct super_block *i_sb;
+};
+
+struct file {
+	struct inode *f_inode;
+};
+
+struct vm_area_struct {
+	unsigned long vm_start;
+	unsigned long vm_end;
+	unsigned long vm_flags;
+	unsigned long vm_pgoff;
+	struct file *vm_file;
+};
+
 /* Where the kernel executes probed instructions out of line; its first slot is the return trampoline. */
 struct xol_area {
 	unsigned long vaddr;
@@ -99,8 +121,20 @@ struct mm_struct {
 	struct uprobes_state uprobes_state;
 };
 
+/* A function whose return is trapped; `stack` is the address of its return address. */
+struct return_instance {
+	unsigned long stack;
+	unsigned long orig_ret_vaddr;
+	struct return_instance *next;
+};
+
+struct uprobe_task {
+	struct return_instance *return_instances;
+};
+
 struct task_struct {
 	struct mm_struct *mm;
+	struct uprobe_task *utask;
 };
 
 #pragma clang attribute pop

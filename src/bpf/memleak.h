@@ -89,6 +89,12 @@ struct lost {
 	__u64 missed_frees; /* an address was handed out that was still live */
 };
 
+/* How often programs ran. */
+struct activity {
+	__u64 entries;
+	__u64 returns;
+};
+
 /* An anonymous mapping was made, removed or moved: the tracer resolves it on its map of ranges. */
 struct range_event {
 	__u32 op; /* OP_MMAP, OP_MUNMAP, OP_MREMAP */

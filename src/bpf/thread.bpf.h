@@ -25,12 +25,39 @@ struct call {
 	bool trapped;	 /* its return will run a program */
 };
 
+/* Words of the stack that are read at once; a power of 2, so that an index is bounded by its mask. */
+#define WINDOW_WORDS 64
+/* Rules kept per thread: 2 to this power. */
+#define RULE_CACHE_BITS 7
+
+struct cached_rule {
+	__u64 address;
+	__u32 generation;
+	__u32 rule;
+};
+
+/* A walk up the user stack. The state is in memory, not in registers, for the verifier's sake. */
+struct walk {
+	__u64 pc, sp, bp;	 /* of the frame that was reached */
+	__u64 is_return_address; /* 1: pc is behind a call, 0: pc was about to be executed */
+	__u64 hash;
+	__u64 hijacked_slot;   /* where the next return address is that a return probe has replaced */
+	__u64 return_instance; /* the kernel's record of it */
+	__u64 window_begin, window_size;
+	__u64 window[WINDOW_WORDS];
+	__u32 end;		       /* enum stack_end */
+	__u32 generation;	       /* which state of the process's mappings the caches below hold */
+	struct unwind_mapping mapping; /* the last one that was found */
+	struct cached_rule rules[1 << RULE_CACHE_BITS];
+};
+
 /* Uprobe programs can be preempted, so scratch space belongs to the task, not to the CPU. */
 struct thread {
 	struct call call;
 	__s64 bytes_to_sample; /* of Poisson sampling; means something once `sampling` is set */
 	bool sampling;
 	struct stack stack;
+	struct walk walk;
 };
 
 struct {

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
 /*
- * Captures the user stack of the current thread: return addresses and their hash.
- * Knows nothing of allocations.
+ * Captures the user stack of the current thread, frame by frame: return addresses, their hash, and why it
+ * ends. Knows nothing of allocations, nor of how rules are found.
  */
 #ifndef USER_STACK_BPF_H
 #define USER_STACK_BPF_H
 
-#include "config.bpf.h"
+#include "unwind_tables.bpf.h"
 
 /* One step of the hash that identifies a stack (the finalizer of MurmurHash3 mixes each address in). */
 static __always_inline __u64 hash_address(__u64 hash, __u64 address)
@@ -19,25 +19,338 @@ static __always_inline __u64 hash_address(__u64 hash, __u64 address)
 	return hash;
 }
 
-/* Walks the frame pointers at a return probe; gives the stack's hash, never STACK_NOT_STORED. */
-static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct stack *stack)
-{
-	__u64 hash = 0x9e3779b97f4a7c15ULL;
-	__u64 frame[2] = {regs_frame(ctx), regs_pc(ctx)};
-	__u64 above = regs_sp(ctx);
-	__u32 depth = 0;
+#define HASH_SEED 0x9e3779b97f4a7c15ULL
 
-	while (depth < MAX_STACK_DEPTH && depth < max_stack_depth) {
-		stack->addresses[depth++] = frame[1];
-		hash = hash_address(hash, frame[1]);
-		if (frame[0] < above || frame[0] & 7)
+/* No slot has this address: nothing is hijacked further out. */
+#define NOTHING_HIJACKED (~0ULL)
+/* Return probes that one frame can hide: those that were left by longjmp, and several on one function. */
+#define MAX_SKIPPED_INSTANCES 16
+/* A call costs a lookup of the thread's state; more frames in one call cost the verifier's patience. */
+#define FRAMES_PER_CALL 8
+
+/* Adds a frame; returns whether there was room. */
+static __always_inline bool add_frame(struct walk *walk, struct stack *stack, __u64 address)
+{
+	__u32 depth = stack->depth;
+
+	if (depth >= MAX_STACK_DEPTH || depth >= max_stack_depth) {
+		walk->end = STACK_DEPTH;
+		return false;
+	}
+	stack->addresses[depth] = address;
+	stack->depth = depth + 1;
+	walk->hash = hash_address(walk->hash, address);
+	return true;
+}
+
+static __always_inline bool end_walk(struct walk *walk, enum stack_end end)
+{
+	walk->end = end;
+	return false;
+}
+
+#if RETURN_ADDRESS_ON_STACK
+/*
+ * A return probe replaces the return address of its function, that of another tracer as well as our own, and
+ * the kernel keeps the original. Its list runs from the innermost such function outwards.
+ */
+static __always_inline void begin_hijacked(struct walk *walk, __u64 sp)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct uprobe_task *utask = task->utask;
+	struct return_instance *instance = utask ? utask->return_instances : NULL;
+
+	/* the function that returns just now is still on the list */
+	if (instance && instance->stack < sp)
+		instance = instance->next;
+	walk->return_instance = (__u64)instance;
+	walk->hijacked_slot = instance ? instance->stack : NOTHING_HIJACKED;
+}
+
+/*
+ * The original of a return address that may have been replaced; 0 where it was not. Not static, so that the
+ * verifier looks at it once and not at each call.
+ */
+__noinline __u64 original_return_address(__u64 slot)
+{
+	struct thread *thread = current_thread(false);
+	struct return_instance *instance;
+	__u64 original = 0;
+	int i;
+
+	if (!thread)
+		return 0;
+	instance = (void *)thread->walk.return_instance;
+	thread->walk.hijacked_slot = NOTHING_HIJACKED;
+	for (i = 0; i < MAX_SKIPPED_INSTANCES && instance; i++) {
+		__u64 stack = BPF_CORE_READ(instance, stack);
+
+		if (stack > slot) {
+			thread->walk.hijacked_slot = stack;
 			break;
-		above = frame[0] + sizeof(frame);
-		if (bpf_probe_read_user(frame, sizeof(frame), (void *)frame[0]) || !frame[1])
+		}
+		if (stack == slot)
+			original = BPF_CORE_READ(instance, orig_ret_vaddr);
+		instance = BPF_CORE_READ(instance, next);
+	}
+	thread->walk.return_instance = (__u64)instance;
+	return original;
+}
+
+static __always_inline __u64 true_return_address(struct walk *walk, __u64 slot, __u64 address)
+{
+	__u64 original = 0;
+
+	if (slot >= walk->hijacked_slot)
+		original = original_return_address(slot);
+	return original ? original : address;
+}
+#else
+#define begin_hijacked(walk, sp)
+#define true_return_address(walk, slot, address) (address)
+#endif
+
+/* Reads the stack from an address on into the window: as much as fits, or a word at least. */
+static __noinline bool fill_window(struct walk *walk, __u64 address)
+{
+	walk->window_begin = address;
+	walk->window_size = sizeof(walk->window);
+	if (!bpf_probe_read_user(walk->window, sizeof(walk->window), (void *)address))
+		return true;
+	walk->window_size = sizeof(walk->window[0]);
+	if (!bpf_probe_read_user(walk->window, sizeof(walk->window[0]), (void *)address))
+		return true;
+	walk->window_size = 0;
+	return false;
+}
+
+/* A word of the stack; reading is what costs most, so it is read in larger pieces. */
+static __always_inline bool read_stack(struct walk *walk, __u64 address, __u64 *word)
+{
+	__u64 offset = address - walk->window_begin;
+
+	if (offset >= walk->window_size || offset & 7) {
+		if (!fill_window(walk, address))
+			return end_walk(walk, STACK_UNREADABLE);
+		offset = 0;
+	}
+	*word = walk->window[(offset >> 3) & (WINDOW_WORDS - 1)];
+	return true;
+}
+
+/* The kinds and numbers of rules: src/unwind/rule.rs has the layout. */
+#define RULE_KIND(rule) ((rule)&7)
+#define RULE_KIND_SPECIAL 0
+#define RULE_KIND_RSP 1
+#define RULE_KIND_RBP 2
+#define RULE_KIND_DEREF_RSP 3
+#define RULE_KIND_DEREF_RBP 4
+#define RULE_SPECIAL(rule) (((rule) >> 3) & 0x1f)
+#define RULE_SPECIAL_NO_FDE 0
+#define RULE_SPECIAL_STOP 1
+#define RULE_SPECIAL_SIGNAL 3
+#define RULE_SPECIAL_PLT 4
+#define RULE_PLT_THRESHOLD(rule) (((rule) >> 20) & 0xf)
+#define RULE_OFFSET(rule) ((rule)&0xffff8)
+#define RULE_SIGNED_OFFSET(rule) ((__s64)(__s32)(RULE_OFFSET(rule) << 12) >> 12)
+#define RULE_RBP(rule) ((rule) >> 20)
+#define RULE_RBP_LOST 0xfff
+#define RULE_DEREF_RBP(rule) (((rule) >> 20) & 0xff)
+#define RULE_DEREF_RBP_LOST 0xff
+#define RULE_DEREF_RBP_AT_BASE(rule) ((rule) >> 31)
+#define RULE_DEREF_ADD(rule) ((((rule) >> 28) & 7) * 8)
+
+/* Where a caller's rbp is, if not at an address. */
+#define RBP_SAME 0
+#define RBP_LOST 1
+
+/* Registers of the interrupted code in the kernel's rt_sigframe, from the signal trampoline's stack pointer.
+ */
+#define SIGNAL_FRAME_RBP 120
+#define SIGNAL_FRAME_RSP 160
+#define SIGNAL_FRAME_RIP 168
+
+static __always_inline bool step_over_signal_frame(struct walk *walk)
+{
+	__u64 frame = walk->sp;
+
+	if (!read_stack(walk, frame + SIGNAL_FRAME_RBP, &walk->bp) ||
+	    !read_stack(walk, frame + SIGNAL_FRAME_RSP, &walk->sp) ||
+	    !read_stack(walk, frame + SIGNAL_FRAME_RIP, &walk->pc))
+		return false;
+	walk->is_return_address = 0;
+	return true;
+}
+
+/* Goes to the caller, whose stack pointer is `cfa` and whose rbp is in memory unless `rbp_slot` says else. */
+static __always_inline bool step_to_caller(struct walk *walk, __u64 cfa, __u64 rbp_slot)
+{
+	__u64 address;
+
+	if (cfa <= walk->sp)
+		return end_walk(walk, STACK_FRAME_POINTER);
+	if (rbp_slot == RBP_LOST)
+		walk->bp = 0;
+	else if (rbp_slot != RBP_SAME && !read_stack(walk, rbp_slot, &walk->bp))
+		return false;
+	if (!read_stack(walk, cfa - 8, &address))
+		return false;
+	address = true_return_address(walk, cfa - 8, address);
+	if (!address)
+		return end_walk(walk, STACK_COMPLETE);
+	walk->pc = address;
+	walk->sp = cfa;
+	walk->is_return_address = 1;
+	return true;
+}
+
+/* Code without unwind information: its frame pointer is believed as far as it makes sense. */
+static __always_inline bool step_by_frame_pointer(struct walk *walk)
+{
+	/* the ABI's mark of the outermost frame */
+	if (!walk->bp)
+		return end_walk(walk, STACK_COMPLETE);
+	if (walk->bp < walk->sp || walk->bp & 7)
+		return end_walk(walk, STACK_FRAME_POINTER);
+	return step_to_caller(walk, walk->bp + 16, walk->bp);
+}
+
+static __always_inline bool step_by_special_rule(struct walk *walk, __u32 rule)
+{
+	switch (RULE_SPECIAL(rule)) {
+	case RULE_SPECIAL_NO_FDE:
+		return step_by_frame_pointer(walk);
+	case RULE_SPECIAL_STOP:
+		return end_walk(walk, STACK_COMPLETE);
+	case RULE_SPECIAL_SIGNAL:
+		return step_over_signal_frame(walk);
+	case RULE_SPECIAL_PLT: {
+		bool pushed = (walk->pc & 15) >= RULE_PLT_THRESHOLD(rule);
+
+		return step_to_caller(walk, walk->sp + 8 + 8 * pushed, RBP_SAME);
+	}
+	default:
+		return end_walk(walk, STACK_UNSUPPORTED);
+	}
+}
+
+static __always_inline bool step_by_memory(struct walk *walk, __u32 rule)
+{
+	__u64 base = RULE_KIND(rule) == RULE_KIND_DEREF_RBP ? walk->bp : walk->sp;
+	__u64 saved = RULE_DEREF_RBP(rule), slot, cfa;
+
+	if (!read_stack(walk, base + RULE_SIGNED_OFFSET(rule), &cfa))
+		return false;
+	cfa += RULE_DEREF_ADD(rule);
+	if (RULE_DEREF_RBP_AT_BASE(rule))
+		slot = base + (__s64)(__s8)saved * 8;
+	else if (saved == RULE_DEREF_RBP_LOST)
+		slot = RBP_LOST;
+	else
+		slot = saved ? cfa - saved * 8 : RBP_SAME;
+	return step_to_caller(walk, cfa, slot);
+}
+
+static __always_inline bool step_by_offset(struct walk *walk, __u32 rule)
+{
+	__u64 cfa = RULE_KIND(rule) == RULE_KIND_RSP ? walk->sp + RULE_OFFSET(rule)
+						     : walk->bp + RULE_SIGNED_OFFSET(rule);
+	__u64 saved = RULE_RBP(rule), slot = RBP_SAME;
+
+	if (saved)
+		slot = saved == RULE_RBP_LOST ? RBP_LOST : cfa - saved * 8;
+	return step_to_caller(walk, cfa, slot);
+}
+
+/* Adds the frame that the walk has reached and goes to its caller; returns whether there is one. */
+static __always_inline bool walk_frame(struct walk *walk, struct stack *stack)
+{
+	__u32 rule = RULE_NO_FDE;
+
+	if (unwind_with_tables)
+		rule = rule_at(walk, walk->pc - walk->is_return_address);
+	/* The first address comes from the CPU; any other may be what a wrong step has read. */
+	if (rule == RULE_UNKNOWN_CODE) {
+		report_unknown_code(walk);
+		if (!stack->depth)
+			add_frame(walk, stack, walk->pc);
+		return end_walk(walk, STACK_UNKNOWN_CODE);
+	}
+	if (!add_frame(walk, stack, walk->pc))
+		return false;
+	switch (RULE_KIND(rule)) {
+	case RULE_KIND_RSP:
+	case RULE_KIND_RBP:
+		return step_by_offset(walk, rule);
+	case RULE_KIND_DEREF_RSP:
+	case RULE_KIND_DEREF_RBP:
+		return step_by_memory(walk, rule);
+	default:
+		return step_by_special_rule(walk, rule);
+	}
+}
+
+/*
+ * Walks some frames further; returns whether there are more. Not static, and with its state in memory, so
+ * that the verifier looks at it once: as part of the loop below it exceeds what the verifier does.
+ */
+__noinline int walk_frames(void)
+{
+	struct thread *thread = current_thread(false);
+	int i;
+
+	if (!thread)
+		return false;
+	for (i = 0; i < FRAMES_PER_CALL; i++) {
+		if (!walk_frame(&thread->walk, &thread->stack))
+			return false;
+	}
+	return true;
+}
+
+/* Begins at the caller of the function at whose return, or at whose entry, the probe is. */
+static __always_inline void begin_walk(struct pt_regs *ctx, struct walk *walk, bool at_return)
+{
+	__u64 sp = regs_sp(ctx);
+
+	begin_hijacked(walk, sp);
+	walk->hash = HASH_SEED;
+	walk->end = STACK_WALKING;
+	walk->window_size = 0;
+	walk->bp = regs_frame(ctx);
+	walk->sp = sp;
+	walk->pc = regs_pc(ctx);
+	walk->is_return_address = 0;
+#if RETURN_ADDRESS_ON_STACK
+	if (!at_return) {
+		walk->pc = true_return_address(walk, sp, read_user_word(sp));
+		walk->sp = sp + 8;
+		walk->is_return_address = 1;
+	}
+#endif
+}
+
+/*
+ * Captures the stack above a probed function into `thread->stack`, at its return (where the result of the
+ * call is known too) or at its entry, the stack pointer still as the call left it. Gives the stack's hash,
+ * never STACK_NOT_STORED.
+ */
+static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct thread *thread, bool at_return)
+{
+	struct walk *walk = &thread->walk;
+	int i;
+
+	thread->stack.depth = 0;
+	begin_walk(ctx, walk, at_return);
+	if (unwind_with_tables)
+		begin_lookups(walk);
+	for (i = 0; i <= MAX_STACK_DEPTH / FRAMES_PER_CALL; i++) {
+		if (!walk_frames())
 			break;
 	}
-	stack->depth = depth;
-	return hash ? hash : 1;
+	if (walk->end != STACK_COMPLETE)
+		__sync_fetch_and_add(&stacks_cut[walk->end & (STACK_ENDS - 1)], 1);
+	return walk->hash ? walk->hash : 1;
 }
 
 #endif

@@ -85,7 +85,7 @@ fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
 #[derive(Default)]
 struct Builder {
     strings: Numbered<String>,
-    modules: Numbered<(Arc<Module>, Option<u64>)>,
+    modules: Numbered<Mapped>,
     /// What is known of each of `modules`.
     seen: Vec<Seen>,
     frames: HashMap<(u32, Frame), u64>,
@@ -93,6 +93,9 @@ struct Builder {
     function_ids: HashMap<(String, String), u64>,
     functions: Vec<proto::Function>,
 }
+
+/// A module, and the address of its file's first byte where that is known: it differs between processes.
+type Mapped = (Arc<Module>, Option<u64>);
 
 /// What the frames in a module were like.
 #[derive(Clone, Copy, Default)]
@@ -253,30 +256,29 @@ impl Builder {
     fn mappings(&mut self) -> Vec<Mapping> {
         let modules = std::mem::take(&mut self.modules.list);
         let seen = std::mem::take(&mut self.seen);
-        let mapping =
-            |(at, ((module, base), seen)): (usize, ((Arc<Module>, Option<u64>), Seen))| {
-                // Where the file's offset is unknown, so is where the mapping begins.
-                let (memory_start, memory_limit) = base.map_or((0, 0), |base| (base, seen.end));
-                let build_id: String = module
-                    .build_id
-                    .iter()
-                    .flatten()
-                    .map(|byte| format!("{byte:02x}"))
-                    .collect();
-                Mapping {
-                    id: at as u64 + 1,
-                    memory_start,
-                    memory_limit,
-                    file_offset: 0,
-                    filename: self.strings.number(module.path.to_string_lossy().as_ref()) as i64,
-                    build_id: self.strings.number(build_id.as_str()) as i64,
-                    // Without these, viewers look for the file and its names by themselves.
-                    has_functions: seen.functions,
-                    has_filenames: seen.files,
-                    has_line_numbers: seen.files,
-                    has_inline_frames: seen.files,
-                }
-            };
+        let mapping = |(at, ((module, base), seen)): (usize, (Mapped, Seen))| {
+            // Where the file's offset is unknown, so is where the mapping begins.
+            let (memory_start, memory_limit) = base.map_or((0, 0), |base| (base, seen.end));
+            let build_id: String = module
+                .build_id
+                .iter()
+                .flatten()
+                .map(|byte| format!("{byte:02x}"))
+                .collect();
+            Mapping {
+                id: at as u64 + 1,
+                memory_start,
+                memory_limit,
+                file_offset: 0,
+                filename: self.strings.number(module.path.to_string_lossy().as_ref()) as i64,
+                build_id: self.strings.number(build_id.as_str()) as i64,
+                // Without these, viewers look for the file and its names by themselves.
+                has_functions: seen.functions,
+                has_filenames: seen.files,
+                has_line_numbers: seen.files,
+                has_inline_frames: seen.files,
+            }
+        };
         modules
             .into_iter()
             .zip(seen)

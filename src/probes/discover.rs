@@ -171,7 +171,12 @@ mod tests {
     #[test]
     fn functions_at_one_place_are_probed_once() {
         let found = discover(&[libc()], &WANTED).unwrap();
-        let mut sites: Vec<u64> = found[0].plan.probes.iter().map(Probe::offset).collect();
+        let mut sites: Vec<u64> = found[0]
+            .plan
+            .probes
+            .iter()
+            .map(crate::probes::Probe::offset)
+            .collect();
         sites.sort_unstable();
         sites.dedup();
         assert_eq!(sites.len(), found[0].plan.probes.len());

@@ -9,7 +9,7 @@ use crate::analysis::gate::Gate;
 use crate::analysis::identity::Precision;
 
 /// Options for outputs, comparison and gates.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct OutputArguments {
     /// Write an HTML page with charts, table and flame graph; - is the standard output, as for the others
     #[arg(long, value_name = "FILE", help_heading = "Output")]

@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::{OutputArguments, Published, Publisher, file};
+use crate::analysis::findings::Filter;
 use crate::recording::collect::{Collector, Moment};
 use crate::recording::model::Header;
 use crate::recording::write::Writer;
@@ -17,7 +18,7 @@ use crate::report::Report;
 const MOST_SNAPSHOTS: usize = 1024;
 
 /// Options that only live runs have.
-#[derive(Args, Clone, Debug, Default)]
+#[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct LiveArguments {
     /// Record the run, for memleak report
     #[arg(long, value_name = "FILE", help_heading = "Output")]
@@ -65,7 +66,7 @@ impl LiveRun {
 
     /// Whether what is shown depends on every stack's name: a report must then be complete before it is filtered.
     pub fn needs_names(&self) -> bool {
-        self.needs_reports() || !self.publisher.filter().is_empty()
+        self.needs_reports() || self.publisher.may_filter()
     }
 
     /// Whether an output goes to the standard output, where no text report may then be.
@@ -103,6 +104,11 @@ impl LiveRun {
     /// Marks a baseline: with `--since-mark`, later reports show only what came after `report`.
     pub fn mark(&mut self, report: &Report) {
         self.publisher.mark(&report.entries);
+    }
+
+    /// What to leave out of what is shown.
+    pub fn filter(&self) -> &Filter {
+        self.publisher.filter()
     }
 
     /// What to show of a report that lists every stack, all smallest first: cut it to the top ones afterwards.

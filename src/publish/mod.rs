@@ -65,6 +65,11 @@ impl Publisher {
         &self.filter
     }
 
+    /// Whether something is left out of reports, or may be after a mark.
+    pub fn may_filter(&self) -> bool {
+        !self.filter.is_empty() || self.arguments.since_mark
+    }
+
     /// Whether the run must be recorded for what was asked: for an output or a gate.
     pub fn needs_recording(&self) -> bool {
         self.arguments.files().next().is_some() || !self.arguments.fail_on.is_empty()

@@ -1,25 +1,38 @@
 //! The loop of a live run: wait, take a snapshot, report, until count, Ctrl-C or the target's end.
 //! The only place that reads clocks, waits, and prints.
 
+mod outputs;
+mod overhead;
 mod traced;
+mod unwinding;
 mod wait;
 
-use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::io::{self, BufWriter, ErrorKind, Write};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use crate::analysis::findings::Finding;
+use crate::analysis::history::Key;
 use crate::analysis::rank;
 use crate::options::{Options, Sampling, TargetOption};
-use crate::output::{warning, write_call, write_text};
+use crate::output::{growth, warning, write_call, write_text};
 use crate::probes::{ObjectPlan, Search, Wanted, discover};
+use crate::recording::model::Reason;
 use crate::report::{Entry, Report};
-use crate::snapshot::{Snapshot, WallTime};
+use crate::snapshot::{Snapshot, Usage, WallTime};
 use crate::symbolize::Symbolizer;
 use crate::target::{Exec, MappingEvents, Mappings};
 use crate::tracer::{self, Config, Filter, Storage, Tracer};
+use outputs::{Occasion, Outputs};
+use overhead::Overhead;
 use traced::Traced;
+use unwinding::Unwinding;
 use wait::{Interrupts, Wake, monotonic};
+
+/// Intervals in a row that the overhead may be above the user's limit, with this one the last.
+const MAX_EXPENSIVE: u32 = 2;
 
 /// Traces as the options say; gives memleak's exit status.
 ///
@@ -36,6 +49,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let mut mappings = Mappings::default();
     let (mut target, candidates) = Traced::open(&options.target, &mut mappings)?;
     let pid = target.process().pid();
+    let outputs = Outputs::open(options, Some(pid), wall_time(), monotonic_ns())?;
     let objects = discover(
         &candidates,
         &Wanted {
@@ -50,6 +64,9 @@ pub fn run(options: &Options) -> Result<u8> {
 
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
+    let mut unwinding = Unwinding::default();
+    unwinding.foresee(&mut tracer, &candidates)?;
+    unwinding.refresh(&mut tracer, &mut mappings, pid)?;
     for object in &objects {
         if options.verbose {
             describe(object);
@@ -62,6 +79,7 @@ pub fn run(options: &Options) -> Result<u8> {
             })?;
     }
     if options.verbose {
+        unwinding::describe(&tracer);
         eprintln!(
             "memleak: armed in {} ms ({:?} probes)",
             (monotonic() - begun).as_millis(),
@@ -74,10 +92,17 @@ pub fn run(options: &Options) -> Result<u8> {
         tracer,
         mappings,
         mapping_events,
+        unwinding,
         symbolizer: Symbolizer::new(),
         lost_mappings: 0,
+        overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
+        expensive: 0,
         held: matches!(options.target, TargetOption::Command(_)),
-        out: BufWriter::new(io::stdout()),
+        out: BufWriter::new(match outputs.takes_stdout() {
+            true => Box::new(io::sink()),
+            false => Box::new(io::stdout()),
+        }),
+        outputs,
     };
     let ended = session
         .announce()
@@ -85,12 +110,24 @@ pub fn run(options: &Options) -> Result<u8> {
         .and_then(|()| target.release())
         .and_then(|()| session.trace(&target, &interrupts));
     session.tracer.detach();
-    let status = target.leave(&interrupts);
-    match ended {
-        Err(error) if is_closed_pipe(&error) => status,
-        Err(error) => Err(error),
-        Ok(()) => status,
-    }
+    let outputs = session.outputs;
+    let status = match ended {
+        Ok(End::TooExpensive) => target.see_off(&interrupts)?,
+        Err(error) if !is_closed_pipe(&error) => {
+            target.leave(&interrupts)?;
+            return Err(error);
+        }
+        Ok(End::Done) | Err(_) => target.leave(&interrupts)?,
+    };
+    Ok(outputs.finish()?.unwrap_or(status))
+}
+
+/// How a session ends.
+enum End {
+    /// All reports were made, the target ended, or the user wanted no more.
+    Done,
+    /// The overhead stayed above the user's limit.
+    TooExpensive,
 }
 
 struct Session<'a> {
@@ -99,11 +136,16 @@ struct Session<'a> {
     tracer: Tracer<'a>,
     mappings: Mappings,
     mapping_events: MappingEvents,
+    unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
+    overhead: Overhead,
+    /// Intervals in a row in which the overhead was above the limit.
+    expensive: u32,
     /// Whether the target is still to execute its first program.
     held: bool,
-    out: BufWriter<Stdout>,
+    out: BufWriter<Box<dyn Write>>,
+    outputs: Outputs,
 }
 
 impl Session<'_> {
@@ -124,26 +166,39 @@ impl Session<'_> {
         Ok(self.out.flush()?)
     }
 
-    fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<()> {
-        use std::os::fd::AsFd as _;
+    fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<End> {
         let mut reports = 0;
         let mut deadline = monotonic() + self.options.interval;
         loop {
             let mut descriptors = vec![self.tracer.descriptor()];
             descriptors.extend(self.mapping_events.descriptors());
             let process = target.process().as_fd();
-            let wake = wait::wait(interrupts, process, &descriptors, Some(deadline))?;
+            let until = self
+                .overhead
+                .statistics_end()
+                .unwrap_or(deadline)
+                .min(deadline);
+            let wake = wait::wait(interrupts, process, &descriptors, Some(until))?;
             self.take_in()?;
+            self.overhead.end_statistics(&self.tracer)?;
+            let older = self.options.reporting.older;
             match wake {
-                Wake::Reports => continue,
+                Wake::Reports => {}
+                Wake::Deadline if until < deadline => {}
                 // nothing is young any more once its process is gone
-                Wake::Exit => return self.report(Duration::ZERO),
-                Wake::Interrupt => return self.report(self.options.reporting.older),
+                Wake::Exit => return self.last_report(Duration::ZERO, Reason::Final),
+                Wake::Interrupt => return self.last_report(older, Reason::Interval),
+                Wake::Demand => self.report(older, Reason::Demand)?,
+                Wake::Mark => self.report(older, Reason::Mark)?,
                 Wake::Deadline => {
-                    self.report(self.options.reporting.older)?;
                     reports += 1;
                     if self.options.count == Some(reports) {
-                        return Ok(());
+                        return self.last_report(older, Reason::Interval);
+                    }
+                    self.report(older, Reason::Interval)?;
+                    if self.is_too_expensive()? {
+                        self.last_report(older, Reason::Interval)?;
+                        return Ok(End::TooExpensive);
                     }
                     // keep the pace, but never try to make up for reports that were missed
                     deadline = (deadline + self.options.interval).max(monotonic());
@@ -167,13 +222,59 @@ impl Session<'_> {
         if news.lost > 0 && self.mappings.read(pid).is_err() {
             self.lost_mappings += news.lost;
         }
+        self.unwinding
+            .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         for call in self.tracer.take_calls()? {
             write_call(&call, &mut self.out)?;
         }
         Ok(self.out.flush()?)
     }
 
-    fn report(&mut self, older: Duration) -> Result<()> {
+    /// The report that ends the session, and what all of it has cost.
+    fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
+        self.report(older, reason)?;
+        let (_, total) = self.overhead.estimate(&self.tracer)?;
+        eprintln!("memleak: overhead: {total}");
+        let losses = self.tracer.losses();
+        if self.options.verbose || losses.cut.total() > 0 {
+            unwinding::describe_cut(&self.tracer, &losses.cut);
+        }
+        let calls = losses.calls;
+        if self.options.trace {
+            eprintln!("memleak: {calls} calls were dropped from the trace");
+        }
+        Ok(End::Done)
+    }
+
+    /// Looks at the last interval; says so when the limit was passed for the second time in a row.
+    fn is_too_expensive(&mut self) -> Result<bool> {
+        let limit = self.options.max_overhead;
+        if limit.is_none() && !self.options.verbose {
+            return Ok(false);
+        }
+        let (recent, _) = self.overhead.estimate(&self.tracer)?;
+        if self.options.verbose {
+            eprintln!("memleak: overhead: {recent}");
+        }
+        let Some(limit) = limit else {
+            return Ok(false);
+        };
+        match recent.share.is_some_and(|share| share * 100.0 > limit) {
+            true => self.expensive += 1,
+            false => self.expensive = 0,
+        }
+        if self.expensive < MAX_EXPENSIVE {
+            return Ok(false);
+        }
+        eprintln!(
+            "memleak: detaching: the overhead stayed above --max-overhead {limit} for \
+             {MAX_EXPENSIVE} intervals ({recent})"
+        );
+        self.tracer.detach();
+        Ok(true)
+    }
+
+    fn report(&mut self, older: Duration, reason: Reason) -> Result<()> {
         let reporting = &self.options.reporting;
         let filter = Filter {
             // totals know no ages, so nothing is left out beside them either
@@ -184,12 +285,23 @@ impl Session<'_> {
             tids: reporting.tids.clone(),
             allocations: reporting.show_allocations && !reporting.combined_only,
         };
-        let now_ns = u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX);
+        let now_ns = monotonic_ns();
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
         let report = self.name(&snapshot)?;
+        let pid = self.pid;
+        let report = self.outputs.take(
+            &snapshot,
+            report,
+            Occasion {
+                now_ns,
+                reason,
+                pid,
+            },
+        );
         write_text(&report, &mut self.out)?;
+        self.write_growth(&snapshot)?;
         self.out.flush()?;
         if let Some(warning) = warning(&report.losses) {
             eprintln!("memleak: warning: {warning}");
@@ -197,24 +309,29 @@ impl Session<'_> {
         Ok(())
     }
 
+    /// Ends a report with the stacks that grow.
+    fn write_growth(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let (growing, limit) = self.outputs.growing(self.pid);
+        let mut findings = Vec::new();
+        for (key, growth) in growing {
+            if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
+                findings.push(Finding {
+                    entry: self.entry(usage)?,
+                    growth,
+                });
+            }
+        }
+        let findings = self.outputs.filter_growing(findings);
+        Ok(growth::write(&findings, limit, &mut self.out)?)
+    }
+
     /// Ranks a snapshot and names what will be shown.
     fn name(&mut self, snapshot: &Snapshot) -> Result<Report> {
         let reporting = &self.options.reporting;
-        let ranking = rank(snapshot, reporting.sort, reporting.top);
+        let ranking = rank(snapshot, reporting.sort, self.outputs.stacks_to_name());
         let mut entries = Vec::new();
         for usage in &ranking.shown {
-            let stack = self.tracer.stack(usage.stack)?;
-            let frames =
-                stack.map(|stack| self.symbolizer.frames(&self.mappings, self.pid, &stack));
-            entries.push(Entry {
-                tgid: usage.tgid,
-                class: usage.class,
-                bytes: usage.bytes,
-                count: usage.count,
-                oldest_ns: usage.oldest_ns,
-                turnover: usage.turnover,
-                frames,
-            });
+            entries.push(self.entry(usage)?);
         }
         Ok(Report {
             time: snapshot.time,
@@ -228,6 +345,29 @@ impl Session<'_> {
             losses: snapshot.losses,
         })
     }
+
+    /// Names what a stack holds.
+    fn entry(&mut self, usage: &Usage) -> Result<Entry> {
+        let stack = self.tracer.stack(usage.stack)?;
+        let frames = stack.map(|stack| self.symbolizer.frames(&self.mappings, self.pid, &stack));
+        Ok(Entry {
+            tgid: usage.tgid,
+            class: usage.class,
+            bytes: usage.bytes,
+            count: usage.count,
+            oldest_ns: usage.oldest_ns,
+            turnover: usage.turnover,
+            frames,
+        })
+    }
+}
+
+fn key_of(usage: &Usage) -> Key {
+    (usage.tgid, usage.class, usage.stack)
+}
+
+fn monotonic_ns() -> u64 {
+    u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
 }
 
 fn config(options: &Options) -> Config {
@@ -243,6 +383,7 @@ fn config(options: &Options) -> Config {
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
+        unwind_tables: cfg!(target_arch = "x86_64"),
         verbose: options.verbose,
     }
 }

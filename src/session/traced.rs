@@ -1,6 +1,8 @@
 //! The target of a session, from the user's words to a process that is held or running, with the objects
 //! that it maps.
 
+use std::os::fd::AsFd as _;
+
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
@@ -71,6 +73,14 @@ impl Traced {
         }
     }
 
+    /// Lets the target run to its end by itself, which for a command is waited for.
+    pub fn see_off(&mut self, interrupts: &Interrupts) -> Result<u8> {
+        if let Self::Command(command) = self {
+            wait::wait(interrupts, command.process().as_fd(), &[], None)?;
+        }
+        self.leave(interrupts)
+    }
+
     /// Leaves the target: a process goes on by itself; a command is ended and waited for, patiently until
     /// the user interrupts once more. Gives the exit status that memleak should end with.
     pub fn leave(&mut self, interrupts: &Interrupts) -> Result<u8> {
@@ -84,7 +94,6 @@ impl Traced {
                 process.pid()
             );
             process.signal(Signal::TERM)?;
-            use std::os::fd::AsFd as _;
             if wait::wait(interrupts, process.as_fd(), &[], None)? == Wake::Interrupt {
                 eprintln!("memleak: sending SIGKILL to the command");
                 process.signal(Signal::KILL)?;

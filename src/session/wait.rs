@@ -1,13 +1,16 @@
 //! The one place that waits: for the interval, Ctrl-C, the target's end, and what the kernel reports.
 //! Decides nothing; it says what came first.
 
+use std::io::Read as _;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::{Errno, read, write};
 use rustix::time::{ClockId, clock_gettime};
+use signal_hook::consts::{SIGUSR1, SIGUSR2};
 
 /// Why waiting is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +21,10 @@ pub enum Wake {
     Interrupt,
     /// The target has ended.
     Exit,
+    /// The user wants a report now (SIGUSR1).
+    Demand,
+    /// The user marks a baseline (SIGUSR2).
+    Mark,
     /// The kernel has reported something.
     Reports,
 }
@@ -25,6 +32,8 @@ pub enum Wake {
 /// Ctrl-C as a descriptor.
 pub struct Interrupts {
     descriptor: OwnedFd,
+    demands: UnixStream,
+    marks: UnixStream,
 }
 
 impl Interrupts {
@@ -43,13 +52,35 @@ impl Interrupts {
             let _ = write(&sender, &1u64.to_ne_bytes());
         })
         .context("failed to catch Ctrl-C")?;
-        Ok(Self { descriptor })
+        Ok(Self {
+            descriptor,
+            demands: signals(SIGUSR1)?,
+            marks: signals(SIGUSR2)?,
+        })
     }
 
     /// Whether one has come since the last time.
     pub fn take(&self) -> bool {
         read(&self.descriptor, &mut [0; 8]).is_ok()
     }
+}
+
+/// A stream that gets a byte with every signal of a kind.
+fn signals(signal: i32) -> Result<UnixStream> {
+    let failed = "failed to catch SIGUSR1 and SIGUSR2";
+    let (receiver, sender) = UnixStream::pair().context(failed)?;
+    receiver.set_nonblocking(true).context(failed)?;
+    signal_hook::low_level::pipe::register(signal, sender).context(failed)?;
+    Ok(receiver)
+}
+
+/// Takes in what has come; signals that come close together count as one.
+fn take_signals(mut stream: &UnixStream) -> bool {
+    let mut any = false;
+    while matches!(stream.read(&mut [0; 64]), Ok(1..)) {
+        any = true;
+    }
+    any
 }
 
 impl AsFd for Interrupts {
@@ -85,6 +116,8 @@ pub fn wait(
         let mut fds = vec![
             PollFd::from_borrowed_fd(interrupts.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(target, PollFlags::IN),
+            PollFd::from_borrowed_fd(interrupts.demands.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(interrupts.marks.as_fd(), PollFlags::IN),
         ];
         fds.extend(
             reports
@@ -103,10 +136,16 @@ pub fn wait(
         if ready(1) {
             return Ok(Wake::Exit);
         }
+        if ready(2) && take_signals(&interrupts.demands) {
+            return Ok(Wake::Demand);
+        }
+        if ready(3) && take_signals(&interrupts.marks) {
+            return Ok(Wake::Mark);
+        }
         if deadline.is_some_and(|deadline| monotonic() >= deadline) {
             return Ok(Wake::Deadline);
         }
-        if fds[2..].iter().any(|fd| !fd.revents().is_empty()) {
+        if fds[4..].iter().any(|fd| !fd.revents().is_empty()) {
             return Ok(Wake::Reports);
         }
     }

@@ -35,6 +35,11 @@ impl ObjectFile {
         Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
     }
 
+    /// Device and inode, which no other file has while this one is open; none for what is no file.
+    pub fn identity(&self) -> Option<(u64, u64)> {
+        (self.inode != 0).then_some((self.device, self.inode))
+    }
+
     fn is_at(&self, path: &Path) -> bool {
         path.is_absolute()
             && fs::metadata(path).is_ok_and(|found| {
@@ -82,6 +87,7 @@ pub struct MappingRecord {
 pub struct Mappings {
     processes: HashMap<u32, Vec<Mapping>>,
     objects: HashMap<(u64, u64, PathBuf), Arc<ObjectFile>>,
+    revision: u64,
 }
 
 impl Mappings {
@@ -121,12 +127,33 @@ impl Mappings {
         });
         if !unchanged {
             mappings.push(new);
+            self.revision += 1;
         }
     }
 
     /// Forgets what a process mapped: it has executed another program.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        self.revision += 1;
+    }
+
+    /// A number that changes whenever a mapping is added or a process's are forgotten.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What a process maps at each address, as far as is known: without what later mappings have covered.
+    pub fn layout(&self, pid: u32) -> Vec<Mapping> {
+        let mut layout: Vec<Mapping> = Vec::new();
+        for mapping in self.processes.get(&pid).into_iter().flatten() {
+            layout = layout
+                .into_iter()
+                .flat_map(|older| without(older, &mapping.range))
+                .collect();
+            layout.push(mapping.clone());
+        }
+        layout.sort_by_key(|mapping| mapping.range.start);
+        layout
     }
 
     /// The latest mapping of a process that covers an address.
@@ -161,6 +188,21 @@ impl Mappings {
             .or_insert_with(|| Arc::new(open_object(id, pid, record)));
         Arc::clone(object)
     }
+}
+
+/// What is left of a mapping when something else is mapped over `range`.
+fn without(mapping: Mapping, range: &Range<u64>) -> impl Iterator<Item = Mapping> {
+    let part = |start: u64, end: u64| Mapping {
+        range: start..end,
+        offset: mapping.file_offset(start),
+        object: Arc::clone(&mapping.object),
+    };
+    let Range { start, end } = mapping.range;
+    let parts = [
+        part(start, end.min(range.start)),
+        part(start.max(range.end), end),
+    ];
+    parts.into_iter().filter(|part| !part.range.is_empty())
 }
 
 fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
@@ -284,6 +326,28 @@ mod tests {
         );
         assert!(mappings.find(1, 0x9000).is_none());
         assert!(mappings.find(2, 0x4abc).is_none());
+    }
+
+    #[test]
+    fn the_layout_shows_each_address_once() {
+        let mut mappings = Mappings::default();
+        mappings.add(1, record(0x1000..0x9000, "/old"));
+        mappings.add(1, record(0x4000..0x5000, "/new"));
+        mappings.add(1, record(0x0000..0x2000, "/low"));
+        let layout: Vec<_> = mappings
+            .layout(1)
+            .into_iter()
+            .map(|mapping| (mapping.range, mapping.offset))
+            .collect();
+        assert_eq!(
+            layout,
+            [
+                (0x0000..0x2000, 0x1000),
+                (0x2000..0x4000, 0x2000),
+                (0x4000..0x5000, 0x1000),
+                (0x5000..0x9000, 0x5000),
+            ]
+        );
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod process;
 pub use command::HeldCommand;
 pub use linked::objects_of_command;
 pub use mapping_events::{Exec, MappingEvents};
-pub use mappings::{Mappings, ObjectFile};
+pub use mappings::{Mapping, Mappings, ObjectFile};
 pub use process::Process;
 
 /// How a traced program ended.

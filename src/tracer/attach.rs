@@ -64,8 +64,8 @@ pub fn attach(
         Attachment::Single => {
             let mut links = Vec::new();
             for (program, probes, retprobe) in [
-                (&programs.user_leave, returning, true),
-                (&programs.user_enter, all, false),
+                (&programs.user_leave_single, returning, true),
+                (&programs.user_enter_single, all, false),
             ] {
                 for probe in probes {
                     links.push(attach_one(program, pid, object, probe, retprobe)?);

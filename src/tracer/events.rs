@@ -1,7 +1,9 @@
-//! The rings: changes of anonymous mappings, which become ranges, and calls for `--trace`.
+//! The rings: changes of anonymous mappings, which become ranges, calls for `--trace`, and code that the unwinder
+//! doesn't know.
 //! Draining never waits.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
@@ -17,18 +19,25 @@ pub struct Events {
     rings: RingBuffer<'static>,
     ranges: Rc<RefCell<Ranges>>,
     calls: Rc<RefCell<Vec<types::call_event>>>,
+    unknown_code: Rc<RefCell<BTreeSet<u32>>>,
 }
 
 impl Events {
-    /// Opens both rings.
+    /// Opens the rings.
     ///
     /// # Errors
     /// Fails when a ring can't be mapped.
-    pub fn open(range_events: &dyn MapCore, call_events: &dyn MapCore) -> Result<Self> {
+    pub fn open(
+        range_events: &dyn MapCore,
+        call_events: &dyn MapCore,
+        unknown_code_events: &dyn MapCore,
+    ) -> Result<Self> {
         let ranges = Rc::new(RefCell::new(Ranges::default()));
         let calls = Rc::new(RefCell::new(Vec::new()));
         let mut builder = RingBufferBuilder::new();
+        let unknown_code = Rc::new(RefCell::new(BTreeSet::new()));
         let (ranges_in, calls_in) = (Rc::clone(&ranges), Rc::clone(&calls));
+        let unknown_code_in = Rc::clone(&unknown_code);
         builder
             .add(range_events, move |data| {
                 if let Ok(event) = plain::from_bytes::<types::range_event>(data) {
@@ -44,6 +53,14 @@ impl Events {
                     0
                 })
             })
+            .and_then(|builder| {
+                builder.add(unknown_code_events, move |data| {
+                    if let Ok(event) = plain::from_bytes::<types::unknown_code_event>(data) {
+                        unknown_code_in.borrow_mut().insert(event.tgid);
+                    }
+                    0
+                })
+            })
             .context("failed to open the rings of events")?;
         let rings = builder
             .build()
@@ -52,6 +69,7 @@ impl Events {
             rings,
             ranges,
             calls,
+            unknown_code,
         })
     }
 
@@ -92,6 +110,11 @@ impl Events {
                 error: event.error,
             })
             .collect()
+    }
+
+    /// Takes the processes in which the unwinder has met code that it doesn't know.
+    pub fn take_unknown_code(&self) -> BTreeSet<u32> {
+        self.unknown_code.take()
     }
 
     /// Becomes readable when something has come.

@@ -46,6 +46,20 @@ impl Attachment {
     }
 }
 
+/// Whether programs can call a helper function, named as in the kernel's `enum bpf_func_id`.
+///
+/// # Errors
+/// Fails when the kernel's type information can't be read.
+pub fn has_helper(name: &str) -> Result<bool> {
+    let btf = Btf::from_vmlinux().with_context(|| format!("failed to read {KERNEL_BTF}"))?;
+    let helpers: Option<types::Enum<'_>> = btf.type_by_name("bpf_func_id");
+    Ok(helpers.is_some_and(|helpers| {
+        helpers
+            .iter()
+            .any(|member| member.name.is_some_and(|found| found == name))
+    }))
+}
+
 /// Checks what every kind of tracing needs.
 ///
 /// # Errors

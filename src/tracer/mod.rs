@@ -3,10 +3,12 @@
 
 mod attach;
 mod batch;
+mod cost;
 mod events;
 mod kernel;
 mod ranges;
 mod sampling;
+mod unwind_tables;
 mod usage;
 
 #[allow(
@@ -32,29 +34,45 @@ mod skel {
     unsafe impl plain::Plain for types::stack {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::range_event {}
+    // SAFETY: as above; unwind.h keeps these so.
+    unsafe impl plain::Plain for types::unknown_code_event {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_process {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_file_key {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::unwind_file {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::call_event {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::activity {}
 }
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
-use libbpf_rs::{Link, MapCore as _, MapFlags, OpenObject, PrintLevel, set_print};
+use libbpf_rs::{
+    Link, MapCore as _, MapFlags, MapHandle, OpenObject, PrintLevel, ProgramMut, set_print,
+};
 
+pub use cost::{Activity, RunTime, Statistics, TrapCost};
 pub use kernel::{Attachment, check};
+pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
 use crate::options::Sampling;
 use crate::probes::{ObjectPlan, Operation, Probe};
-use crate::snapshot::{Losses, Snapshot, Stack, StackId};
+use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
 use crate::trace::Call;
 use attach::ObjectProbes;
 use events::Events;
 use sampling::Weight;
 use skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
+use unwind_tables::UnwindTables;
 
 /// Bytes of the ring of calls, when they are traced.
 const CALL_RING_BYTES: u32 = 4 << 20;
@@ -78,6 +96,8 @@ pub struct Config {
     pub max_stacks: u32,
     /// Frames per stack at the most.
     pub max_depth: u32,
+    /// Unwind with tables; otherwise by frame pointers alone.
+    pub unwind_tables: bool,
     /// Pass on what libbpf says.
     pub verbose: bool,
 }
@@ -103,6 +123,7 @@ pub struct Tracer<'obj> {
     functions: Vec<Probe>,
     /// When processes last executed another program, in ns of CLOCK_MONOTONIC.
     executed: HashMap<u32, u64>,
+    tables: UnwindTables,
 }
 
 impl<'obj> Tracer<'obj> {
@@ -118,7 +139,19 @@ impl<'obj> Tracer<'obj> {
             .context("failed to open the BPF object")?;
         configure(&mut open, attachment, &config)?;
         let skel = open.load().context("failed to load the BPF programs")?;
-        let events = Events::open(&skel.maps.range_events, &skel.maps.call_events)?;
+        let maps = &skel.maps;
+        let events = Events::open(
+            &maps.range_events,
+            &maps.call_events,
+            &maps.unknown_code_events,
+        )?;
+        let tables = UnwindTables::new(unwind_tables::Maps {
+            blocks: MapHandle::try_from(&maps.unwind_blocks)?,
+            pages: MapHandle::try_from(&maps.unwind_pages)?,
+            rules: MapHandle::try_from(&maps.unwind_rules)?,
+            processes: MapHandle::try_from(&maps.unwind_processes)?,
+            files: MapHandle::try_from(&maps.unwind_files)?,
+        });
         Ok(Self {
             links: Vec::new(),
             events,
@@ -127,6 +160,7 @@ impl<'obj> Tracer<'obj> {
             config,
             functions: Vec::new(),
             executed: HashMap::new(),
+            tables,
         })
     }
 
@@ -152,6 +186,51 @@ impl<'obj> Tracer<'obj> {
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
+    }
+
+    /// Whether stacks are unwound with tables, which [`Tracer::load_tables`] and [`Tracer::set_code`] provide.
+    pub fn wants_tables(&self) -> bool {
+        self.config.unwind_tables
+    }
+
+    /// Loads the unwind tables of files that processes are going to map. `progress` is told now and then how many of how
+    /// many are built.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn load_tables(
+        &mut self,
+        files: impl Iterator<Item = (FileId, PathBuf)>,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        self.tables.load_files(files, progress)
+    }
+
+    /// Tells the unwinder what code a process maps now.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn set_code(
+        &mut self,
+        pid: u32,
+        mappings: &[CodeMapping],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        self.tables.set_process(pid, mappings, progress)
+    }
+
+    /// What the unwind tables hold and cost so far.
+    pub fn table_usage(&self) -> TableUsage {
+        self.tables.usage()
+    }
+
+    /// Takes the processes in which the unwinder has met code that it wasn't told of.
+    ///
+    /// # Errors
+    /// Fails when the ring can't be read.
+    pub fn take_unknown_code(&mut self) -> Result<BTreeSet<u32>> {
+        self.events.drain()?;
+        Ok(self.events.take_unknown_code())
     }
 
     /// Removes all probes; what was recorded stays readable.
@@ -228,6 +307,38 @@ impl<'obj> Tracer<'obj> {
         }))
     }
 
+    /// How often the programs have run so far.
+    ///
+    /// # Errors
+    /// Fails when the counters can't be read.
+    pub fn activity(&self) -> Result<Activity> {
+        cost::activity(&self.skel.maps.activity)
+    }
+
+    /// Runs and time of the programs in BPF, counted by the kernel while [`Statistics`] are on.
+    ///
+    /// # Errors
+    /// Fails when the kernel does not tell.
+    pub fn run_time(&self) -> Result<RunTime> {
+        let programs = &self.skel.progs;
+        let running: Vec<&ProgramMut<'_>> = match self.attachment {
+            Attachment::Session => vec![&programs.user_session],
+            Attachment::Multi => vec![&programs.user_enter_multi, &programs.user_leave_multi],
+            Attachment::Single => vec![&programs.user_enter_single, &programs.user_leave_single],
+        };
+        cost::run_time(&running)
+    }
+
+    /// Measures what the kernel takes to run an empty program, at the entry and at the return of
+    /// `function`, a function of this very program whose code begins at an offset of its file. `measure`
+    /// calls it many times and gives the time of one call in ns.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses to probe it.
+    pub fn trap_cost(&self, offset: u64, measure: impl Fn() -> f64) -> Result<TrapCost> {
+        cost::trap_cost(&self.skel.progs, self.attachment, offset, measure)
+    }
+
     /// Becomes readable when calls or mappings have been reported.
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.events.descriptor()
@@ -248,6 +359,7 @@ impl<'obj> Tracer<'obj> {
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,
+            cut: cut_stacks(&data.stacks_cut),
         }
     }
 
@@ -341,6 +453,8 @@ fn configure(
     rodata.count_combined = config.combined;
     rodata.track_mappings = config.mappings;
     rodata.trace_calls = config.calls;
+    rodata.unwind_with_tables = config.unwind_tables;
+    rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
     rodata.return_trap_is_optional = attachment == Attachment::Session;
 
     let maps = &mut open.maps;
@@ -364,9 +478,23 @@ fn configure(
     programs.user_session.set_autoload(session);
     programs.user_enter_multi.set_autoload(multi);
     programs.user_leave_multi.set_autoload(multi);
-    programs.user_enter.set_autoload(single);
-    programs.user_leave.set_autoload(single);
+    programs.user_enter_single.set_autoload(single);
+    programs.user_leave_single.set_autoload(single);
+    programs.empty_session.set_autoload(session);
+    programs.empty_enter.set_autoload(!session);
+    programs.empty_leave.set_autoload(!session);
     Ok(())
+}
+
+fn cut_stacks(counts: &[u64]) -> CutStacks {
+    let count = |end: types::stack_end| counts.get(end.0 as usize).copied().unwrap_or(0);
+    CutStacks {
+        depth: count(types::stack_end::STACK_DEPTH),
+        unknown_code: count(types::stack_end::STACK_UNKNOWN_CODE),
+        unsupported: count(types::stack_end::STACK_UNSUPPORTED),
+        unreadable: count(types::stack_end::STACK_UNREADABLE),
+        frame_pointer: count(types::stack_end::STACK_FRAME_POINTER),
+    }
 }
 
 fn operation(operation: Operation) -> types::op {

@@ -1,7 +1,7 @@
 //! Anonymous mappings as ranges of addresses that can be cut, moved and replaced piece by piece.
 //! Pure: it is told what happened, in any order that the kernel's rings deliver, and reads no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 /// mmap and munmap work on whole pages of this many bytes.
@@ -21,6 +21,8 @@ pub struct Piece {
     pub tid: u32,
     /// When it was made, in ns of CLOCK_MONOTONIC.
     pub time_ns: u64,
+    /// Since when it is where it is: later than `time_ns` once mremap has moved it.
+    placed_ns: u64,
     /// Number of the mapping that it was cut from.
     pub mapping: u64,
 }
@@ -35,17 +37,31 @@ pub struct Span {
     pub return_ns: u64,
 }
 
+/// A piece whose addresses another call was given before the call that freed them has returned.
+struct Displaced {
+    tgid: u32,
+    start: u64,
+    piece: Piece,
+    /// When the call that was given the addresses returned.
+    by_ns: u64,
+}
+
+/// Displaced pieces to remember: far more than threads that can be inside mremap at a time.
+const MAX_DISPLACED: usize = 4096;
+
 /// The ranges of all processes, by process and first address.
 #[derive(Default)]
 pub struct Ranges {
     pieces: BTreeMap<(u32, u64), Piece>,
+    /// What an mremap may yet turn out to have moved away, oldest first.
+    displaced: VecDeque<Displaced>,
     mappings: u64,
 }
 
 impl Ranges {
     /// A process made an anonymous mapping, perhaps over older ones.
     pub fn map(&mut self, tgid: u32, at: Range<u64>, span: Span, stack: u64, tid: u32) {
-        self.unmap(tgid, at.clone(), span);
+        self.displace(tgid, &whole_pages(at.clone()), span);
         if at.is_empty() {
             return;
         }
@@ -55,6 +71,7 @@ impl Ranges {
             stack,
             tid,
             time_ns: span.return_ns,
+            placed_ns: span.return_ns,
             mapping: self.mappings,
         };
         self.pieces.insert((tgid, at.start), piece);
@@ -62,7 +79,9 @@ impl Ranges {
 
     /// A process removed, or mapped a file over, what was in a range.
     pub fn unmap(&mut self, tgid: u32, at: Range<u64>, span: Span) {
-        self.take(tgid, whole_pages(at), span);
+        let at = whole_pages(at);
+        self.take(tgid, &at, span);
+        self.reclaim(tgid, &at, span);
     }
 
     /// A process moved, grew or shrank a mapping. What grows belongs to the stack that made the mapping.
@@ -70,10 +89,14 @@ impl Ranges {
         let old_pages = whole_pages(old.clone());
         let new_pages = whole_pages(new.clone());
         let moved = match flags & MREMAP_DONTUNMAP {
-            0 => self.take(tgid, old_pages.clone(), span),
+            0 => {
+                let mut moved = self.take(tgid, &old_pages, span);
+                moved.extend(self.reclaim(tgid, &old_pages, span));
+                moved
+            }
             _ => self.within(tgid, &old_pages, span),
         };
-        self.take(tgid, new_pages.clone(), span);
+        self.displace(tgid, &new_pages, span);
         for (start, mut piece) in moved {
             // the piece at the end of the old range is the one that grows
             let grows = whole_pages(start..piece.end).end == old_pages.end
@@ -84,6 +107,7 @@ impl Ranges {
                 true => new.end,
                 false => shift(piece.end).min(new.end),
             };
+            piece.placed_ns = span.return_ns;
             if start < piece.end {
                 self.pieces.insert((tgid, start), piece);
             }
@@ -94,6 +118,7 @@ impl Ranges {
     pub fn forget(&mut self, tgid: u32, before_ns: u64) {
         self.pieces
             .retain(|(owner, _), piece| *owner != tgid || piece.time_ns >= before_ns);
+        self.displaced.retain(|displaced| displaced.tgid != tgid);
     }
 
     /// All pieces: process, first address, piece.
@@ -104,9 +129,9 @@ impl Ranges {
     }
 
     /// Cuts a range out; gives what was there before the call began.
-    fn take(&mut self, tgid: u32, at: Range<u64>, span: Span) -> Vec<(u64, Piece)> {
-        let taken = self.within(tgid, &at, span);
-        for (start, piece) in self.overlapping(tgid, &at, span) {
+    fn take(&mut self, tgid: u32, at: &Range<u64>, span: Span) -> Vec<(u64, Piece)> {
+        let taken = self.within(tgid, at, span);
+        for (start, piece) in self.overlapping(tgid, at, span) {
             self.pieces.remove(&(tgid, start));
             if start < at.start {
                 let head = Piece {
@@ -120,6 +145,41 @@ impl Ranges {
             }
         }
         taken
+    }
+
+    /// Cuts a range out for what a call was given there. A thread that frees addresses may return, and be heard
+    /// of, later than the one that is given them next: so what was there is remembered for a while.
+    fn displace(&mut self, tgid: u32, at: &Range<u64>, span: Span) {
+        for (start, piece) in self.take(tgid, at, span) {
+            if self.displaced.len() == MAX_DISPLACED {
+                self.displaced.pop_front();
+            }
+            self.displaced.push_back(Displaced {
+                tgid,
+                start,
+                piece,
+                by_ns: span.return_ns,
+            });
+        }
+    }
+
+    /// Cuts a range out of what was displaced while a call ran; gives what was there before the call began.
+    fn reclaim(&mut self, tgid: u32, at: &Range<u64>, span: Span) -> Vec<(u64, Piece)> {
+        let mut reclaimed = Vec::new();
+        self.displaced.retain(|displaced| {
+            let (start, piece) = (displaced.start, displaced.piece);
+            let belongs = displaced.tgid == tgid
+                && start < at.end
+                && piece.end > at.start
+                && piece.placed_ns <= span.entry_ns
+                && displaced.by_ns >= span.entry_ns;
+            if belongs {
+                let end = piece.end.min(at.end);
+                reclaimed.push((start.max(at.start), Piece { end, ..piece }));
+            }
+            !belongs
+        });
+        reclaimed
     }
 
     /// The pieces in a range, cut to it.
@@ -141,7 +201,7 @@ impl Ranges {
         before
             .into_iter()
             .chain(inside)
-            .filter(|(_, piece)| piece.end > at.start && piece.time_ns <= span.entry_ns)
+            .filter(|(_, piece)| piece.end > at.start && piece.placed_ns <= span.entry_ns)
             .map(|((_, start), piece)| (*start, *piece))
             .collect()
     }
@@ -296,6 +356,47 @@ mod tests {
             },
         );
         assert_eq!(pages(&ranges), [(16, 20)]);
+        assert_eq!(ranges.iter().next().unwrap().2.stack, 8);
+    }
+
+    /// A call's span.
+    fn during(entry_ns: u64, return_ns: u64) -> Span {
+        Span {
+            entry_ns,
+            return_ns,
+        }
+    }
+
+    #[test]
+    fn a_munmap_does_not_remove_what_was_moved_there_while_it_ran() {
+        // Thread A unmaps pages 64 to 68; the kernel gives them to thread B's mremap, which returns first.
+        let mut ranges = mapped();
+        ranges.map(1, 64 * P..68 * P, at(2), 8, 100);
+        ranges.remap(1, 16 * P..24 * P, 62 * P..70 * P, during(11, 12), 0);
+        ranges.unmap(1, 64 * P..68 * P, during(10, 13));
+        assert_eq!(pages(&ranges), [(62, 70)]);
+        ranges.unmap(1, 62 * P..70 * P, at(14));
+        assert_eq!(pages(&ranges), []);
+    }
+
+    #[test]
+    fn an_mremap_finds_what_was_mapped_over_while_it_ran() {
+        // Thread A moves its mapping away; the kernel gives the addresses to thread B's mmap, which returns
+        // first.
+        let mut ranges = mapped();
+        ranges.map(1, 14 * P..20 * P, during(11, 12), 8, 101);
+        ranges.remap(1, 16 * P..24 * P, 64 * P..72 * P, during(10, 13), 0);
+        assert_eq!(pages(&ranges), [(14, 20), (64, 68), (68, 72)]);
+        let stacks: Vec<u64> = ranges.iter().map(|(_, _, piece)| piece.stack).collect();
+        assert_eq!(stacks, [8, 7, 7]);
+    }
+
+    #[test]
+    fn what_was_replaced_before_a_call_began_does_not_come_back() {
+        let mut ranges = mapped();
+        ranges.map(1, 16 * P..24 * P, during(2, 3), 8, 100);
+        ranges.remap(1, 16 * P..24 * P, 64 * P..72 * P, during(4, 5), 0);
+        assert_eq!(pages(&ranges), [(64, 72)]);
         assert_eq!(ranges.iter().next().unwrap().2.stack, 8);
     }
 

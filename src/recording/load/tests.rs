@@ -7,8 +7,11 @@ fn load(text: &str) -> Loaded {
     read_any(text.as_bytes()).unwrap()
 }
 
+/// Bytes, allocations and innermost frame.
+type Held = (u64, u64, String);
+
 /// What a log says, in short: per snapshot its second, then per figure bytes, count and innermost frame.
-fn summary(loaded: &Loaded) -> Vec<(u64, Vec<(u64, u64, String)>)> {
+fn summary(loaded: &Loaded) -> Vec<(u64, Vec<Held>)> {
     let stacks = &loaded.recording.stacks;
     let innermost = |stack: u32| {
         let frame = stacks[stack as usize]

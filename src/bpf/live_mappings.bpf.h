@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * Looks for code in the address space itself, where the tracer's description of it does not reach: what was
+ * mapped just now, and processes that the tracer has not described. Knows nothing of rows and rules.
+ */
+#ifndef LIVE_MAPPINGS_BPF_H
+#define LIVE_MAPPINGS_BPF_H
+
+#include "thread.bpf.h"
+
+#define VM_EXEC 4
+#define PAGE_SHIFT 12
+
+/* Files whose tables are loaded, by the kernel's own numbers. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct unwind_file_key);
+	__type(value, struct unwind_file);
+} unwind_files SEC(".maps");
+
+/* Where the table of a file's mapping is, if it is loaded. */
+static __always_inline void find_table(struct unwind_mapping *mapping, struct unwind_file_key *key,
+				       __u64 offset)
+{
+	struct unwind_file *file = bpf_map_lookup_elem(&unwind_files, key);
+	__u64 to = offset + (mapping->end - mapping->begin), most = 0;
+	__u32 i;
+
+	mapping->code = UNWIND_UNREAD;
+	if (!file)
+		return;
+	mapping->code = UNWIND_NO_TABLE;
+	for (i = 0; i < UNWIND_FILE_SEGMENTS && i < file->count; i++) {
+		struct unwind_segment *segment = &file->segments[i];
+		__u64 from = segment->file_offset > offset ? segment->file_offset : offset;
+		__u64 end = segment->file_offset + segment->size;
+
+		if (end > to)
+			end = to;
+		/* whole pages are mapped, so the edge of another segment can show as well */
+		if (end <= from || end - from <= most)
+			continue;
+		most = end - from;
+		mapping->code = UNWIND_TABLE;
+		mapping->bias = mapping->begin - offset + segment->file_offset - segment->vaddr;
+		mapping->page_bias = segment->first_page - (__u32)(segment->vaddr >> 16);
+	}
+}
+
+static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, struct unwind_mapping *mapping)
+{
+	struct file *file = vma->vm_file;
+	struct unwind_file_key key = {};
+
+	if (!(vma->vm_flags & VM_EXEC))
+		return 0;
+	mapping->begin = vma->vm_start;
+	mapping->end = vma->vm_end;
+	mapping->code = UNWIND_NO_TABLE;
+	if (!file)
+		return 0;
+	key.inode = file->f_inode->i_ino;
+	key.device = file->f_inode->i_sb->s_dev;
+	find_table(mapping, &key, (__u64)vma->vm_pgoff << PAGE_SHIFT);
+	return 0;
+}
+
+/* Finds the executable mapping of an address, unless its file is still to be read. */
+static __always_inline bool find_live(struct unwind_mapping *found, __u64 address)
+{
+	struct unwind_mapping mapping = {.code = UNWIND_UNREAD};
+
+	if (!can_find_mappings)
+		return false;
+	/* fails while another thread changes the mappings, too */
+	if (bpf_find_vma(bpf_get_current_task_btf(), address, describe_vma, &mapping, 0))
+		return false;
+	if (mapping.code == UNWIND_UNREAD)
+		return false;
+#if RETURN_ADDRESS_ON_STACK
+	/* the kernel's page for return probes is code of nobody's */
+	if (mapping.begin == return_trampoline())
+		return false;
+#endif
+	*found = mapping;
+	return true;
+}
+
+#endif

@@ -1,0 +1,136 @@
+//! Keeps the unwinder's tables in step with what the target maps.
+//! Knows neither the tables' contents nor how mappings are found out.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::probes::Candidate;
+use crate::snapshot::CutStacks;
+use crate::target::{Mapping, Mappings};
+use crate::tracer::{Code, CodeMapping, Tracer};
+
+/// What the tracer was told.
+#[derive(Default)]
+pub struct Unwinding {
+    revision: Option<u64>,
+}
+
+impl Unwinding {
+    /// Loads the tables of what a command will map, so that they are there when it does.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn foresee(&self, tracer: &mut Tracer<'_>, candidates: &[Candidate]) -> Result<()> {
+        if !tracer.wants_tables() {
+            return Ok(());
+        }
+        let files = candidates.iter().filter_map(|candidate| {
+            let found = fs::metadata(&candidate.path).ok()?;
+            Some(((found.dev(), found.ino()), candidate.path.clone()))
+        });
+        tracer.load_tables(files, report_progress)
+    }
+
+    /// Tells the tracer what a process maps, if it has changed or the tracer has met code it doesn't know.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn refresh(
+        &mut self,
+        tracer: &mut Tracer<'_>,
+        mappings: &mut Mappings,
+        pid: u32,
+    ) -> Result<()> {
+        if !tracer.wants_tables() {
+            return Ok(());
+        }
+        if tracer.take_unknown_code()?.contains(&pid) {
+            // the process may be gone by now, and with it the need
+            let _ = mappings.read(pid);
+        }
+        let revision = mappings.revision();
+        if self.revision == Some(revision) {
+            return Ok(());
+        }
+        self.revision = Some(revision);
+        let code: Vec<CodeMapping> = mappings
+            .layout(pid)
+            .into_iter()
+            .filter_map(|mapping| code_mapping(&mapping, pid))
+            .collect();
+        tracer.set_code(pid, &code, report_progress)
+    }
+}
+
+/// Says how stacks are unwound and what that costs.
+pub fn describe(tracer: &Tracer<'_>) {
+    if !tracer.wants_tables() {
+        return eprintln!("memleak: unwinding by frame pointers");
+    }
+    let usage = tracer.table_usage();
+    eprintln!(
+        "memleak: unwinding with tables: {} rows and {} rules of {} files in {} KiB, {} files without",
+        usage.rows,
+        usage.rules,
+        usage.files,
+        usage.row_bytes / 1024,
+        usage.failed
+    );
+}
+
+/// Says how many stacks are not whole, and why.
+pub fn describe_cut(tracer: &Tracer<'_>, cut: &CutStacks) {
+    let by = match tracer.wants_tables() {
+        true => "with tables",
+        false => "by frame pointers",
+    };
+    let reasons: Vec<String> = cut
+        .reasons()
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{count} {why}"))
+        .collect();
+    match reasons.is_empty() {
+        true => eprintln!("memleak: stacks unwound {by}, none cut short"),
+        false => eprintln!(
+            "memleak: stacks unwound {by}, cut short: {}",
+            reasons.join(", ")
+        ),
+    }
+}
+
+fn report_progress(done: usize, all: usize) {
+    eprintln!("memleak: reading unwind tables: {done} of {all} files");
+}
+
+/// None for what no return address should be looked for in: the kernel's pages for uprobes, where the unwinder puts the
+/// original return address, and the emulated vsyscall page.
+fn code_mapping(mapping: &Mapping, pid: u32) -> Option<CodeMapping> {
+    let label = mapping.object.path.to_string_lossy();
+    if label == "[uprobes]" || label == "[vsyscall]" {
+        return None;
+    }
+    let code = match (mapping.object.identity(), mapping.object.openable_path()) {
+        (Some(id), Some(path)) => Code::File { id, path },
+        _ if label == "[vdso]" => image(mapping, pid).map_or(Code::Anonymous, Code::Image),
+        _ => Code::Anonymous,
+    };
+    Some(CodeMapping {
+        begin: mapping.range.start,
+        end: mapping.range.end,
+        file_offset: mapping.offset,
+        code,
+    })
+}
+
+/// The bytes of a mapping that is no file's, from the memory of the process.
+fn image(mapping: &Mapping, pid: u32) -> Option<Vec<u8>> {
+    let memory = File::open(PathBuf::from(format!("/proc/{pid}/mem"))).ok()?;
+    let length = usize::try_from(mapping.range.end - mapping.range.start).ok()?;
+    let mut bytes = vec![0; length];
+    memory.read_exact_at(&mut bytes, mapping.range.start).ok()?;
+    Some(bytes)
+}

@@ -1,0 +1,259 @@
+//! Names for places in files that are known by their build id: from a folder of unstripped files, long after the run.
+//! Live processes and their mappings are the business of the module above.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
+use blazesym::helper::read_elf_build_id;
+use blazesym::symbolize::source::{Elf, Source};
+use blazesym::symbolize::{Input, Symbolized, Symbolizer as Names};
+use object::elf::{FileHeader32, FileHeader64, PT_LOAD};
+use object::read::elf::{FileHeader, ProgramHeader as _};
+use object::{Endianness, FileKind, ReadCache, ReadRef};
+
+use super::place;
+use crate::recording::resolve::{Place, Resolver};
+
+/// Folders within folders that are looked into.
+const DEEPEST: usize = 32;
+
+/// The ELF files below a folder, by build id.
+pub struct DebugFiles {
+    names: Names,
+    builds: HashMap<Vec<u8>, Build>,
+}
+
+/// The files of one build.
+#[derive(Default)]
+struct Build {
+    paths: Vec<PathBuf>,
+    segments: Vec<Segment>,
+}
+
+/// A part of a file that is loaded into memory. Files with debug information only have none that holds anything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    offset: u64,
+    size: u64,
+    address: u64,
+}
+
+impl Segment {
+    fn address_of(&self, offset: u64) -> Option<u64> {
+        let inside = offset
+            .checked_sub(self.offset)
+            .filter(|&inside| inside < self.size)?;
+        inside.checked_add(self.address)
+    }
+}
+
+impl DebugFiles {
+    /// Finds the files. Those that cannot be read, or are no ELF files, are passed over.
+    ///
+    /// # Errors
+    /// When the folder itself cannot be read.
+    pub fn below(folder: &Path) -> Result<DebugFiles> {
+        let mut paths = Vec::new();
+        list(folder, DEEPEST, &mut paths)
+            .with_context(|| format!("failed to read the debug files in {}", folder.display()))?;
+        // The order in which a folder lists its files is its own.
+        paths.sort();
+        let mut builds: HashMap<Vec<u8>, Build> = HashMap::new();
+        for path in paths.into_iter().filter(|path| is_elf(path)) {
+            if let Ok(Some(build_id)) = read_elf_build_id(&path) {
+                let build = builds.entry(build_id.into_owned()).or_default();
+                build.segments.extend(segments(&path).unwrap_or_default());
+                build.paths.push(path);
+            }
+        }
+        Ok(DebugFiles {
+            names: Names::new(),
+            builds,
+        })
+    }
+}
+
+impl Resolver for DebugFiles {
+    fn resolve(&mut self, build_id: &[u8], file_offset: u64) -> Option<Place> {
+        let build = self.builds.get(build_id)?;
+        // The return address is behind the call, and may belong to the next function: look at the call.
+        let call = file_offset.checked_sub(1)?;
+        // A file with debug information only has no contents, and so no offsets: the stripped one beside it does.
+        let address = build
+            .segments
+            .iter()
+            .find_map(|segment| segment.address_of(call))?;
+        build
+            .paths
+            .iter()
+            .find_map(|path| named(&self.names, path, address))
+    }
+}
+
+fn list(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() && depth > 0 {
+            // What may not be read below the folder does not hide what may.
+            let _ = list(&entry.path(), depth - 1, paths);
+        } else if kind.is_file() || (kind.is_symlink() && entry.path().is_file()) {
+            paths.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+fn is_elf(path: &Path) -> bool {
+    let mut magic = [0; 4];
+    fs::File::open(path)
+        .and_then(|mut file| file.read_exact(&mut magic))
+        .is_ok()
+        && magic == *b"\x7fELF"
+}
+
+fn named(names: &Names, path: &Path, address: u64) -> Option<Place> {
+    match names.symbolize_single(&Source::Elf(Elf::new(path)), Input::VirtOffset(address)) {
+        Ok(Symbolized::Sym(symbol)) => {
+            let place = place(&symbol);
+            let (function, function_offset, inlined) =
+                (place.function?, place.offset, place.inlined);
+            Some(Place {
+                function,
+                function_offset,
+                inlined,
+            })
+        }
+        Ok(Symbolized::Unknown(_)) | Err(_) => None,
+    }
+}
+
+/// The loaded parts of an ELF file; `None` when it is damaged.
+fn segments(path: &Path) -> Option<Vec<Segment>> {
+    let data = ReadCache::new(fs::File::open(path).ok()?);
+    match FileKind::parse(&data).ok()? {
+        FileKind::Elf64 => loaded::<FileHeader64<Endianness>, _>(&data),
+        FileKind::Elf32 => loaded::<FileHeader32<Endianness>, _>(&data),
+        _ => None,
+    }
+}
+
+fn loaded<'data, Header, R>(data: R) -> Option<Vec<Segment>>
+where
+    Header: FileHeader<Endian = Endianness>,
+    R: ReadRef<'data>,
+{
+    let header = Header::parse(data).ok()?;
+    let endian = header.endian().ok()?;
+    let segments = header.program_headers(endian, data).ok()?.iter();
+    let loaded = segments
+        .filter(|segment| segment.p_type(endian) == PT_LOAD)
+        .map(|segment| Segment {
+            offset: segment.p_offset(endian).into(),
+            size: segment.p_filesz(endian).into(),
+            address: segment.p_vaddr(endian).into(),
+        });
+    Some(loaded.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use object::{Object as _, ObjectSymbol as _};
+
+    use super::*;
+
+    const SOURCE: &str = "\
+static inline __attribute__((always_inline)) int twice(int x) { return __builtin_abs(x) * 2; }
+__attribute__((noinline)) int outer(int x) {
+    return twice(x) + 1;
+}
+int main(int argc, char **argv) { (void)argv; return outer(argc); }
+";
+
+    fn run(program: &str, arguments: &[&str], folder: &Path) {
+        let status = Command::new(program)
+            .args(arguments)
+            .current_dir(folder)
+            .status()
+            .unwrap();
+        assert!(status.success(), "{program} {arguments:?}");
+    }
+
+    /// A build with its stripped and debug-only files; gives the build id and the offset of `outer`.
+    fn build(folder: &Path) -> (Vec<u8>, u64) {
+        fs::write(folder.join("a.c"), SOURCE).unwrap();
+        run(
+            "cc",
+            &["-g", "-O1", "-Wl,--build-id", "-o", "a", "a.c"],
+            folder,
+        );
+        let data = fs::read(folder.join("a")).unwrap();
+        let file = object::File::parse(&*data).unwrap();
+        let outer = file
+            .symbols()
+            .find(|symbol| symbol.name() == Ok("outer"))
+            .unwrap()
+            .address();
+        // Where offsets and addresses differ, this would have to be the offset.
+        let segments = segments(&folder.join("a")).unwrap();
+        assert_eq!(
+            segments
+                .iter()
+                .find_map(|segment| segment.address_of(outer)),
+            Some(outer)
+        );
+        (file.build_id().unwrap().unwrap().to_vec(), outer)
+    }
+
+    fn check(folder: &Path, build_id: &[u8], offset: u64) {
+        let mut files = DebugFiles::below(folder).unwrap();
+        let place = files.resolve(build_id, offset + 1).unwrap();
+        assert_eq!(
+            (place.function.name.as_str(), place.function_offset),
+            ("outer", 1)
+        );
+        let location = place.function.location.unwrap();
+        assert!(location.file.ends_with("a.c"), "{location:?}");
+        assert_eq!(files.resolve(&[1, 2, 3], offset + 1), None);
+        assert_eq!(files.resolve(build_id, u64::MAX), None);
+        assert_eq!(files.resolve(build_id, 0), None);
+    }
+
+    #[test]
+    fn places_are_named_from_an_unstripped_file_or_a_stripped_one_with_its_debug_information() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        let (build_id, outer) = build(folder);
+        check(folder, &build_id, outer);
+
+        fs::create_dir_all(folder.join("split/debug")).unwrap();
+        run(
+            "objcopy",
+            &["--only-keep-debug", "a", "split/debug/a.debug"],
+            folder,
+        );
+        run("strip", &["-o", "split/stripped", "a"], folder);
+        check(&folder.join("split"), &build_id, outer);
+
+        let mut stripped_only = DebugFiles::below(&folder.join("split/debug")).unwrap();
+        assert_eq!(
+            stripped_only.resolve(&build_id, outer + 1),
+            None,
+            "offsets cannot be known"
+        );
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_an_error_and_foreign_files_are_not() {
+        assert!(DebugFiles::below(Path::new("/no/such/folder")).is_err());
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("text"), "hello").unwrap();
+        fs::write(folder.path().join("damaged"), "\x7fELF\x02\x01\x01").unwrap();
+        assert!(DebugFiles::below(folder.path()).unwrap().builds.is_empty());
+    }
+}

@@ -1,0 +1,151 @@
+//! What tracing costs, as the kernel tells: how often programs ran, how long in BPF, and what the traps
+//! around them take. Measures; the estimate is made elsewhere.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+
+use anyhow::{Context as _, Result};
+use libbpf_rs::{MapCore, MapFlags, ProgramMut, UprobeMultiOpts, UprobeOpts};
+
+use super::kernel::Attachment;
+use super::skel::{MemleakProgs, types};
+
+/// This program's own file.
+const OWN_FILE: &str = "/proc/self/exe";
+
+/// How often programs ran.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Activity {
+    /// At the entry of a function.
+    pub entries: u64,
+    /// At the return of one.
+    pub returns: u64,
+}
+
+/// What the kernel counted of programs while statistics were on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RunTime {
+    /// How often they ran.
+    pub runs: u64,
+    /// How long in all, in ns.
+    pub ns: u64,
+}
+
+/// What the kernel takes to run an empty program, in ns.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct TrapCost {
+    /// At a function's entry.
+    pub entry_ns: f64,
+    /// At its return.
+    pub return_ns: f64,
+}
+
+/// The kernel's statistics of BPF programs, which cost some time at every run: on until dropped.
+pub struct Statistics {
+    _descriptor: OwnedFd,
+}
+
+impl Statistics {
+    /// Turns them on. None where the kernel has none or does not allow it (it takes CAP_SYS_ADMIN).
+    #[allow(unsafe_code)] // libbpf-rs has no call for it
+    pub fn start() -> Option<Self> {
+        // SAFETY: no pointers are passed; a descriptor that is returned belongs to nobody else.
+        let descriptor = unsafe {
+            match libbpf_sys::bpf_enable_stats(libbpf_sys::BPF_STATS_RUN_TIME) {
+                descriptor if descriptor >= 0 => OwnedFd::from_raw_fd(descriptor),
+                _ => return None,
+            }
+        };
+        Some(Self {
+            _descriptor: descriptor,
+        })
+    }
+}
+
+/// Sums the counters of all CPUs.
+pub fn activity(map: &impl MapCore) -> Result<Activity> {
+    let values = map
+        .lookup_percpu(&0u32.to_ne_bytes(), MapFlags::ANY)
+        .context("failed to read the counters of events")?
+        .unwrap_or_default();
+    let mut sum = Activity::default();
+    for value in values {
+        if let Ok(value) = plain::from_bytes::<types::activity>(&value) {
+            sum.entries += value.entries;
+            sum.returns += value.returns;
+        }
+    }
+    Ok(sum)
+}
+
+/// Sums what the kernel counted of programs.
+#[allow(unsafe_code)] // libbpf-rs reads these figures only for all programs of the machine
+pub fn run_time(programs: &[&ProgramMut<'_>]) -> Result<RunTime> {
+    let mut sum = RunTime::default();
+    for program in programs {
+        let mut info = libbpf_sys::bpf_prog_info::default();
+        let mut length = u32::try_from(size_of_val(&info))?;
+        // SAFETY: the kernel writes at most `length` bytes to `info`, whose fields are integers and
+        // whose pointers, all null, ask for nothing more.
+        let result = unsafe {
+            libbpf_sys::bpf_prog_get_info_by_fd(
+                program.as_fd().as_raw_fd(),
+                &raw mut info,
+                &raw mut length,
+            )
+        };
+        if result != 0 {
+            return Err(io::Error::from_raw_os_error(-result))
+                .context("failed to read the statistics of a program");
+        }
+        sum.runs += info.run_cnt;
+        sum.ns += info.run_time_ns;
+    }
+    Ok(sum)
+}
+
+/// See `Tracer::trap_cost`.
+pub fn trap_cost(
+    programs: &MemleakProgs<'_>,
+    attachment: Attachment,
+    offset: u64,
+    measure: impl Fn() -> f64,
+) -> Result<TrapCost> {
+    let pid = i32::try_from(std::process::id())?;
+    let offset = usize::try_from(offset)?;
+    let session = |skip_return: u64| {
+        let options = UprobeMultiOpts {
+            offsets: vec![offset],
+            cookies: vec![skip_return],
+            session: true,
+            ..UprobeMultiOpts::default()
+        };
+        programs
+            .empty_session
+            .attach_uprobe_multi_with_opts(pid, OWN_FILE, "", options)
+    };
+    let single = |program: &ProgramMut<'_>, retprobe| {
+        let options = UprobeOpts {
+            retprobe,
+            ..UprobeOpts::default()
+        };
+        program.attach_uprobe_with_opts(pid, OWN_FILE, offset, options)
+    };
+    let plain_ns = measure();
+    let (entry_ns, both_ns) = if attachment == Attachment::Session {
+        let link = session(1)?;
+        let entry_ns = measure();
+        drop(link);
+        let _link = session(0)?;
+        (entry_ns, measure())
+    } else {
+        let _enter = single(&programs.empty_enter, false)?;
+        let entry_ns = measure();
+        let _leave = single(&programs.empty_leave, true)?;
+        (entry_ns, measure())
+    };
+    Ok(TrapCost {
+        entry_ns: (entry_ns - plain_ns).max(0.0),
+        return_ns: (both_ns - entry_ns).max(0.0),
+    })
+}

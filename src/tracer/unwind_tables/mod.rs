@@ -1,0 +1,327 @@
+//! What the BPF unwinder knows: the tables of files, each loaded once, and per process its executable mappings.
+//! Which mappings a process has is found elsewhere; what a table says comes from `unwind`.
+
+mod build;
+mod process;
+mod store;
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result};
+use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
+
+use super::skel::types::{
+    unwind_code, unwind_file, unwind_file_key, unwind_mapping, unwind_process, unwind_segment,
+};
+use crate::unwind::{self, PAGE_SIZE, Segment};
+use build::build_all;
+use process::{encode, merge};
+use store::{LoadedFile, Store, create_array};
+
+/// Device and inode of a file, as stat(2) gives them.
+pub type FileId = (u64, u64);
+
+/// Where the bytes of an executable mapping come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Code {
+    /// A file.
+    File {
+        /// Device and inode. The file must stay open while it is traced, so that no other one gets them.
+        id: FileId,
+        /// Where it can be opened now.
+        path: PathBuf,
+    },
+    /// An ELF image that is only in memory: the vDSO.
+    Image(Vec<u8>),
+    /// Memory without unwind information, such as what a JIT compiler fills.
+    Anonymous,
+}
+
+/// An executable mapping of a process.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CodeMapping {
+    /// First address.
+    pub begin: u64,
+    /// First address behind it.
+    pub end: u64,
+    /// Where it begins in the file, in bytes.
+    pub file_offset: u64,
+    /// Where its bytes come from.
+    pub code: Code,
+}
+
+/// The maps of the loaded BPF object that hold the tables.
+pub struct Maps {
+    /// `unwind_blocks`
+    pub blocks: MapHandle,
+    /// `unwind_pages`
+    pub pages: MapHandle,
+    /// `unwind_rules`
+    pub rules: MapHandle,
+    /// `unwind_processes`
+    pub processes: MapHandle,
+    /// `unwind_files`
+    pub files: MapHandle,
+}
+
+/// What the tables hold and cost so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Files with a table.
+    pub files: usize,
+    /// Unwind rows of all files.
+    pub rows: usize,
+    /// Different rules.
+    pub rules: usize,
+    /// Bytes of map memory for rows.
+    pub row_bytes: usize,
+    /// Files without a table, because they could not be read or the maps are full.
+    pub failed: usize,
+}
+
+/// A process that the unwinder knows: its value in `unwind_processes`.
+struct Described {
+    map: MapHandle,
+    value: Vec<u8>,
+}
+
+/// The unwind tables of all traced processes. Files stay once they are loaded: the next process maps them again.
+pub struct UnwindTables {
+    store: Store,
+    processes: MapHandle,
+    files_map: MapHandle,
+    described: HashMap<u32, Described>,
+    files: HashMap<FileId, LoadedFile>,
+    images: HashMap<Vec<u8>, LoadedFile>,
+    generation: u32,
+}
+
+impl UnwindTables {
+    /// Tables in maps that are still empty.
+    pub fn new(maps: Maps) -> Self {
+        UnwindTables {
+            store: Store::new(maps.blocks, maps.pages, maps.rules),
+            processes: maps.processes,
+            files_map: maps.files,
+            described: HashMap::new(),
+            files: HashMap::new(),
+            images: HashMap::new(),
+            generation: 0,
+        }
+    }
+
+    /// What the tables hold and cost so far.
+    pub fn usage(&self) -> Usage {
+        self.store.usage()
+    }
+
+    /// Loads the tables of files before any process maps them. While that takes longer
+    /// than half a second, `progress` is told how many of how many are built.
+    ///
+    /// # Errors
+    /// When the kernel refuses memory for a map. A file that can't be read is no error: it counts in
+    /// [`Usage::failed`], and the unwinder follows frame pointers through it.
+    pub fn load_files(
+        &mut self,
+        files: impl Iterator<Item = (FileId, PathBuf)>,
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        let mut new: Vec<(FileId, PathBuf)> = Vec::new();
+        for (id, path) in files {
+            if !self.files.contains_key(&id) && !new.iter().any(|(known, _)| *known == id) {
+                new.push((id, path));
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        let tables = build_all(new.iter().map(|(_, path)| path.as_path()), progress);
+        for ((id, _), table) in new.iter().zip(tables) {
+            let loaded = self.store.load(table)?;
+            self.files.insert(*id, loaded);
+        }
+        self.store.publish_rules()?;
+        for (id, _) in &new {
+            self.publish_file(*id)?;
+        }
+        Ok(())
+    }
+
+    /// Makes `mappings`, which don't overlap, what the unwinder knows of a process, in place of what it knew. Tables
+    /// that are new are loaded first, as by [`UnwindTables::load_files`].
+    ///
+    /// # Errors
+    /// When the kernel refuses memory for a map.
+    pub fn set_process(
+        &mut self,
+        tgid: u32,
+        mappings: &[CodeMapping],
+        progress: impl FnMut(usize, usize),
+    ) -> Result<()> {
+        for mapping in mappings {
+            if let Code::Image(bytes) = &mapping.code
+                && !self.images.contains_key(bytes)
+            {
+                let loaded = self.store.load(unwind::build(&bytes[..]).ok())?;
+                self.images.insert(bytes.clone(), loaded);
+            }
+        }
+        let files = mappings.iter().filter_map(|mapping| match &mapping.code {
+            Code::File { id, path } => Some((*id, path.clone())),
+            Code::Image(_) | Code::Anonymous => None,
+        });
+        self.load_files(files, progress)?;
+        let mut described: Vec<unwind_mapping> = mappings
+            .iter()
+            .map(|mapping| self.describe(mapping))
+            .collect();
+        described.sort_by_key(|mapping| mapping.begin);
+        self.publish(tgid, &merge(described))?;
+        self.store.prepare_block()
+    }
+
+    fn describe(&self, mapping: &CodeMapping) -> unwind_mapping {
+        let loaded = match &mapping.code {
+            Code::File { id, .. } => self.files.get(id),
+            Code::Image(bytes) => self.images.get(bytes),
+            Code::Anonymous => None,
+        };
+        let mut described = unwind_mapping {
+            begin: mapping.begin,
+            end: mapping.end,
+            ..Default::default()
+        };
+        let segments = loaded.map(Vec::as_slice).unwrap_or_default();
+        let best = segments
+            .iter()
+            .max_by_key(|loaded| shown(mapping, loaded.segment));
+        if let Some(loaded) = best.filter(|loaded| shown(mapping, loaded.segment) > 0) {
+            let Segment {
+                vaddr, file_offset, ..
+            } = loaded.segment;
+            // All of this wraps: a bias is a distance, as is what is added to a page's number.
+            described.bias = mapping
+                .begin
+                .wrapping_sub(mapping.file_offset)
+                .wrapping_add(file_offset)
+                .wrapping_sub(vaddr);
+            described.page_bias = loaded.first_page.wrapping_sub((vaddr / PAGE_SIZE) as u32);
+            described.code = unwind_code::UNWIND_TABLE.0;
+        }
+        described
+    }
+
+    /// Lets the BPF programs find the file's table where a mapping is not described yet. A file with more segments than fit
+    /// is left to [`UnwindTables::set_process`].
+    fn publish_file(&self, id: FileId) -> Result<()> {
+        let (device, inode) = id;
+        let key = encode(|key: &mut unwind_file_key| {
+            key.inode = inode;
+            // the kernel's own numbering of devices
+            key.device = makedev_kernel(device);
+        })?;
+        let loaded = self.files.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let value = encode(|file: &mut unwind_file| {
+            file.count = loaded.len() as u32;
+            for (slot, loaded) in file.segments.iter_mut().zip(loaded) {
+                slot.file_offset = loaded.segment.file_offset;
+                slot.size = loaded.segment.size;
+                slot.vaddr = loaded.segment.vaddr;
+                slot.first_page = loaded.first_page;
+            }
+        })?;
+        if loaded.len() > size_of::<unwind_file>() / size_of::<unwind_segment>() {
+            return Ok(());
+        }
+        match self.files_map.update(&key, &value, MapFlags::ANY) {
+            // No room: mappings of the file wait for the tracer.
+            Err(error) if error.kind() == ErrorKind::Other => Ok(()),
+            result => result.context("failed to store where a file's unwind table is"),
+        }
+    }
+
+    fn publish(&mut self, tgid: u32, mappings: &[unwind_mapping]) -> Result<()> {
+        // 0 stands for a process that is not described
+        self.generation = self.generation.wrapping_add(1).max(1);
+        if !self.described.contains_key(&tgid) {
+            let described = self.add_process(tgid)?;
+            self.described.insert(tgid, described);
+        }
+        let Some(Described { map, value }) = self.described.get_mut(&tgid) else {
+            return Ok(());
+        };
+        let write = |value: &[u8]| {
+            map.update(&[0; size_of::<u32>()], value, MapFlags::ANY)
+                .with_context(|| format!("failed to store the mappings of process {tgid}"))
+        };
+        process::prepare(value, self.generation, mappings)?;
+        write(value)?;
+        process::activate(value)?;
+        write(value)
+    }
+
+    fn add_process(&self, tgid: u32) -> Result<Described> {
+        let map = create_array("unwind_process", size_of::<unwind_process>())?;
+        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
+        self.processes
+            .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
+            .with_context(|| format!("failed to make room for the mappings of process {tgid}"))?;
+        Ok(Described {
+            map,
+            value: vec![0; size_of::<unwind_process>()],
+        })
+    }
+}
+
+/// Bytes of a segment that a mapping shows. The kernel maps whole pages, so a mapping can also show the end or the
+/// beginning of a neighbouring segment.
+fn shown(mapping: &CodeMapping, segment: Segment) -> u64 {
+    let mapped_to = mapping
+        .file_offset
+        .saturating_add(mapping.end.saturating_sub(mapping.begin));
+    let end = segment
+        .file_offset
+        .saturating_add(segment.size)
+        .min(mapped_to);
+    end.saturating_sub(segment.file_offset.max(mapping.file_offset))
+}
+
+/// The kernel's own form of a device number, from that of stat(2).
+fn makedev_kernel(device: u64) -> u32 {
+    rustix::fs::major(device) << 20 | rustix::fs::minor(device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mapping_that_shows_the_edge_of_another_segment_belongs_to_the_larger_part() {
+        let text = Segment {
+            vaddr: 0x1000,
+            file_offset: 0x1000,
+            size: 0x1800,
+        };
+        let more = Segment {
+            vaddr: 0x4800,
+            file_offset: 0x2800,
+            size: 0x2000,
+        };
+        let mapped = CodeMapping {
+            begin: 0x5000,
+            end: 0x8000,
+            file_offset: 0x2000,
+            code: Code::Anonymous,
+        };
+        assert_eq!(shown(&mapped, text), 0x800);
+        assert_eq!(shown(&mapped, more), 0x2000);
+    }
+
+    #[test]
+    fn devices_are_numbered_as_the_kernel_does() {
+        let device = rustix::fs::makedev(0x103, 0x12345);
+        assert_eq!(makedev_kernel(device), 0x103 << 20 | 0x12345);
+    }
+}

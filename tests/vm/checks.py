@@ -1,0 +1,146 @@
+"""What is asked of each kernel: a table of commands that run in the guest, and what they must and must not print.
+No machinery here: guest.py runs the commands, matrix.py compares and reports."""
+
+import re
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Check:
+    """One command, with the status and the (multi-line) patterns expected of its output."""
+
+    name: str
+    command: str
+    want: tuple = ()
+    refuse: tuple = ()
+    status: int = 0
+    seconds: int = 90
+    memleak: bool = True  # whether it needs the tool
+
+    def complaint(self, status, output):
+        """What is wrong with this outcome; None when nothing is."""
+        if status != self.status:
+            return f"ended with status {status}, not {self.status}"
+        for pattern in self.want:
+            if not re.search(pattern, output, re.MULTILINE):
+                return f"did not print /{pattern}/"
+        for pattern in self.refuse:
+            if re.search(pattern, output, re.MULTILINE):
+                return f"printed /{pattern}/"
+        return None
+
+
+def stack(size, count, *functions):
+    """The pattern of a report entry: so many bytes in so many allocations, with these functions on adjacent lines."""
+    frames = r".*\n.*".join(rf"{function}\+0x" for function in functions)
+    return rf"^\t{size * count} bytes in {count} allocations from stack\n(?:\t\t.*\n)*?\t\t.*{frames}"
+
+
+# The leaks of guest/leaks.c.
+LEAKS = (
+    stack(1237, 7, "leak_malloc"),
+    stack(1233, 5, "leak_calloc"),
+    stack(2003, 3, "leak_realloc"),
+    stack(1531, 4, "leak_aligned"),
+    stack(300001, 3, "leak_large"),
+    stack(5 * 4096, 1, "leak_mapping"),
+    stack(777, 1, "leak_in_thread"),
+)
+NOT_LEAKS = (r"\bfree_everything\b", r"sysmalloc_mmap")
+
+# The leaks of leaky_module/leaky_module.c, five of each.
+MODULE = r"\+0x\S+ \[leaky_module\]"
+
+
+def module_stack(size, function):
+    """A report entry of the module; its frame is the callback or one that the callback called."""
+    return rf"^\t{size * 5} bytes in 5 allocations from stack\n(?:\t\t.*\n)*?\t\t.*\b{function}{MODULE}"
+
+
+KERNEL_LEAKS = (
+    module_stack(1 << 20, "leak_large"),
+    module_stack(96, "leak_small"),
+    module_stack(528, "leak_object"),
+    module_stack(4 * 4096, "leak_pages"),
+)
+
+COMMAND = "user: command, dynamically linked"
+
+
+def more_than_once(function):
+    """Two entries that name the function: something was counted twice."""
+    return rf"(?s)\b{function}\+0x.*bytes in .*\b{function}\+0x"
+
+
+CHECKS = (
+    Check("programs run", "echo checks begin >/dev/kmsg; leaks && leaks-static", memleak=False),
+    Check("features", "features", want=(r"^btf (yes|no)$", r"^helper/kprobe/loop (yes|no)$"), memleak=False),
+    Check("module builds, loads, leaks, unloads",
+          "insmod /leaky_module.ko leaks=$LEAKS && until_true leaked && echo 1 >$MODULE/release && rmmod leaky_module",
+          memleak=False),
+    Check(COMMAND, "memleak -v -c leaks", want=LEAKS, refuse=NOT_LEAKS),
+    Check("user: command, statically linked", "memleak -v -c leaks-static", want=LEAKS, refuse=NOT_LEAKS),
+    Check("user: running process", "attach leaks", want=LEAKS, refuse=NOT_LEAKS),
+    Check("user: running process, totals only", "attach leaks -C", want=LEAKS, refuse=NOT_LEAKS),
+    Check("user: status of the command", "memleak -c 'leaks 37'", status=37),
+    Check("kernel: each leak of a module, once", "trace_kernel '' --percpu 3600 && report_and_stop && rmmod leaky_module",
+          want=(*KERNEL_LEAKS, module_stack(24, "leak_percpu")),
+          refuse=tuple(more_than_once(f"leak_{kind}") for kind in ("large", "small", "object", "pages", "percpu"))),
+    Check("kernel: what is freed is not reported",
+          "trace_kernel '' --percpu 3600 && echo 1 >$MODULE/release && report_and_stop && rmmod leaky_module",
+          refuse=(r"\bleak_\w+" + MODULE, r"\bchurn\w*" + MODULE)),
+    Check("kernel: names outlive the module",
+          "trace_kernel keep=1 1 && until_says report leak_small $tracer && rmmod leaky_module && report_and_stop",
+          want=(module_stack(1 << 20, "leak_large"), module_stack(96, "leak_small"), module_stack(4 * 4096, "leak_pages"))),
+    Check("kernel log is clean", "dmesg | sed '1,/checks begin/d'", refuse=(r"WARNING|BUG|Call Trace|Oops|lockup|rcu.*stall",),
+          memleak=False),
+)  # fmt: skip
+
+
+# ---- the table: kernel by feature ----
+
+NOTHING = "-"
+
+
+def feature(name):
+    """A cell out of the feature probe's answer."""
+
+    def cell(outputs):
+        found = re.search(rf"^{name} (\w+)$", outputs.get("features", ""), re.MULTILINE)
+        return found[1] if found else NOTHING
+
+    return cell
+
+
+def said(check, pattern):
+    """A cell out of what memleak itself said in a check."""
+
+    def cell(outputs):
+        found = re.search(pattern, outputs.get(check, ""), re.MULTILINE)
+        return found[1].lower() if found else NOTHING
+
+    return cell
+
+
+def unwinder(outputs):
+    """How far user stacks reach: whether a caller was found behind a libc function that keeps no frame pointer."""
+    output = outputs.get(COMMAND, "")
+    if not re.search(r"^\t606 bytes in 6 allocations", output, re.MULTILINE):
+        return NOTHING
+    complete = stack(101, 6, "strdup", "leak_through_libc", "main")
+    return "tables" if re.search(complete, output, re.MULTILINE) else "frame pointers"
+
+
+COLUMNS = (
+    ("BTF", feature("btf")),
+    ("perf uprobe", feature("perf_uprobe")),
+    ("probe cookie", feature("perf_cookie")),
+    ("uprobe multi", feature("uprobe_multi")),
+    ("uprobe session", feature("uprobe_session")),
+    ("task storage", feature("task_storage")),
+    ("ring buffer", feature("ring_buffer")),
+    ("bpf_loop", feature("helper/kprobe/loop")),
+    ("tp_btf", feature("tp_btf/kmalloc")),
+    ("memleak's probes", said(COMMAND, r"\((\w+) probes\)")),
+    ("its user stacks", unwinder),
+)

@@ -1,0 +1,61 @@
+# Shell functions for the checks: waiting for what a program says, tracing a waiting program, loading the module.
+# Every wait is for a condition and has an end; the exit status of a check is its last command's.
+
+MODULE=/sys/module/leaky_module/parameters
+LEAKS=5
+
+# until_true COMMAND...: returns once it succeeds; gives up after 40 seconds.
+until_true() {
+	tries=400
+	until "$@" 2>/dev/null; do
+		tries=$((tries - 1))
+		[ $tries -gt 0 ] || { echo "gave up waiting for: $*"; return 1; }
+		sleep 0.1
+	done
+}
+
+# until_says FILE REGEX PROCESS: returns once the file holds the words; fails when the process that writes it has gone.
+until_says() {
+	until_true says_or_gone "$@" && grep -q "$2" "$1"
+}
+
+# A process that ended but was not waited for yet is gone as well.
+says_or_gone() { grep -q "$2" "$1" || ! grep -q "^State:.[^ZX]" "/proc/$3/status"; }
+
+# attach PROGRAM OPTIONS...: start the program, trace it, let it leak and end; print the tracer's last report.
+attach() {
+	program=$1; shift
+	rm -f go said report notes; mkfifo go
+	$program wait <go >said & target=$!
+	exec 3>go
+	until_says said ready $target || return 1
+	memleak -v -p $target "$@" 3600 >report 2>notes & tracer=$!
+	if until_says report Attaching $tracer; then
+		echo >&3
+		until_says said leaked $target && echo >&3
+	fi
+	exec 3>&-	# the program ends, if it has not already
+	wait $tracer; status=$?
+	cat notes report
+	return $status
+}
+
+leaked() { [ "$(cat $MODULE/leaked)" -ge $LEAKS ]; }
+
+# trace_kernel MODULE-OPTIONS [OPTIONS...]: trace the kernel from before the module is loaded until it holds its blocks.
+trace_kernel() {
+	module_options=$1; shift
+	rm -f report notes
+	memleak -v -o 0 --top 1000 "$@" >>report 2>notes & tracer=$!
+	until_says report Attaching $tracer || { cat notes; return 1; }
+	insmod /leaky_module.ko leaks=$LEAKS $module_options || return 1
+	until_true leaked
+}
+
+# report_and_stop: end the tracer as Ctrl-C does, which makes it report once more; only that report is printed.
+report_and_stop() {
+	echo last report: >>report
+	kill -INT $tracer; wait $tracer; status=$?
+	cat notes; sed '1,/^last report:/d' report
+	return $status
+}
