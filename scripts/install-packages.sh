@@ -7,7 +7,7 @@ packages=
 for task in "$@"; do
 	case $task in
 	build) packages="$packages clang libelf-dev zlib1g-dev pkg-config gcc libc6-dev linux-libc-dev" ;;
-	test) packages="$packages clang-format" ;;
+	test) packages="$packages clang-format chromium chromium-driver fonts-dejavu-core" ;;
 	*) echo "unknown task: $task (build or test)" >&2 && exit 2 ;;
 	esac
 done
