@@ -1,14 +1,19 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs, and is quick when they are all there.
-# usage: install-packages.sh build|test...
+# usage: install-packages.sh build|test|bench...
 set -eu
 
 packages=
 for task in "$@"; do
 	case $task in
 	build) packages="$packages clang libelf-dev zlib1g-dev pkg-config gcc libc6-dev linux-libc-dev" ;;
-	test) packages="$packages clang-format" ;;
-	*) echo "unknown task: $task (build or test)" >&2 && exit 2 ;;
+	test)
+		packages="$packages clang-format"
+		# what probe sites are chosen in, and who checks them
+		packages="$packages libjemalloc2 libgoogle-perftools4 libmimalloc2.0 musl binutils"
+		;;
+	bench) packages="$packages python3 sqlite3" ;;
+	*) echo "unknown task: $task (build, test or bench)" >&2 && exit 2 ;;
 	esac
 done
 
