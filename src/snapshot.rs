@@ -126,7 +126,8 @@ pub struct Losses {
 }
 
 /// Stacks that end before their outermost frame, by what ended them; each time one was captured counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(default)]
 pub struct CutStacks {
     /// As many frames as were asked for.
     pub depth: u64,
