@@ -4,8 +4,9 @@ CARGO ?= cargo
 PREFIX ?= /usr/local
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TARGET := $(shell uname -m)-unknown-linux-gnu
+comma := ,
 
-.PHONY: build demo test static install
+.PHONY: build demo test bench static install
 
 build: target/release/memleak
 
@@ -25,6 +26,13 @@ test:
 	clang-format --dry-run --Werror src/bpf/*.h src/bpf/*.c
 	$(CARGO) clippy --all-targets -- -D warnings
 	$(CARGO) test
+
+# what tracing costs, as Markdown; MEMLEAK_PEER=/path/to/tracer adds one that takes `-p PID INTERVAL`
+bench: export CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER = \
+	$(if $(SUDO),sudo --preserve-env=MEMLEAK_PEER$(comma)BENCH_ROUNDS$(comma)BENCH_ONLY,env)
+bench:
+	scripts/install-packages.sh build bench
+	@$(CARGO) bench --quiet --bench overhead
 
 # one binary that needs no shared library, to copy to servers
 static:

@@ -1,14 +1,27 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs, and is quick when they are all there.
-# usage: install-packages.sh build|test...
+# usage: install-packages.sh build|test|bench|vm...
 set -eu
 
 packages=
 for task in "$@"; do
 	case $task in
 	build) packages="$packages clang libelf-dev zlib1g-dev pkg-config gcc libc6-dev linux-libc-dev" ;;
-	test) packages="$packages clang-format" ;;
-	*) echo "unknown task: $task (build or test)" >&2 && exit 2 ;;
+	test)
+		packages="$packages clang-format"
+		# allocators whose code the probe sites are chosen in, and who checks them
+		packages="$packages libjemalloc2 libgoogle-perftools4 libmimalloc2.0 musl binutils"
+		# code whose unwind tables are read
+		packages="$packages libstdc++6 libpython3.11 openjdk-17-jre-headless libllvm14"
+		# programs that are traced, and valgrind for the truth of their figures
+		packages="$packages valgrind g++ libc6-dbg bc bison cpio dc diffutils file findutils gawk git grep jq"
+		packages="$packages m4 make perl python3 sed sqlite3 tar util-linux xz-utils"
+		# readers of what is written: a browser, and Go's pprof
+		packages="$packages chromium chromium-driver fonts-dejavu-core golang-go"
+		;;
+	bench) packages="$packages python3 sqlite3" ;;
+	vm) packages="$packages qemu-system-x86 busybox-static cpio python3 debian-archive-keyring" ;;
+	*) echo "unknown task: $task (build, test, bench or vm)" >&2 && exit 2 ;;
 	esac
 done
 

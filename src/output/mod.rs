@@ -3,6 +3,7 @@
 pub mod flamegraph;
 pub mod folded;
 pub mod growth;
+pub mod html;
 pub mod json;
 pub mod pprof;
 mod text;

@@ -5,6 +5,7 @@ mod arguments;
 mod file;
 mod live;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,9 +17,10 @@ pub use self::live::{LiveArguments, LiveRun};
 use crate::analysis::compare::Baseline;
 use crate::analysis::findings::{self, Filter, Findings, Hidden};
 use crate::analysis::gate::{self, Tripped};
+use crate::analysis::growth;
 use crate::analysis::identity::Precision;
 use crate::analysis::suppress::Suppressions;
-use crate::output::{flamegraph, folded, json, pprof};
+use crate::output::{flamegraph, folded, html, json, pprof};
 use crate::recording::load;
 use crate::recording::model::{Reason, Recording};
 use crate::report::Entry;
@@ -146,11 +148,39 @@ impl Publisher {
     /// The page shows the run without what the filter leaves out.
     fn write_html(
         &self,
-        _recording: &Recording,
-        _findings: &Findings,
-        _out: &mut dyn Write,
+        recording: &Recording,
+        findings: &Findings,
+        mut out: &mut dyn Write,
     ) -> io::Result<()> {
-        Err(io::Error::other("HTML pages are not built in yet"))
+        let mut notes = self.filter_notes(findings);
+        if self.filter.baseline.is_some() || self.arguments.since_mark {
+            notes.push(
+                "Stacks that hold more than the baseline's are shown with all they hold."
+                    .to_owned(),
+            );
+        }
+        let hidden = self.hidden_stacks(recording, findings);
+        let shown = (!hidden.is_empty()).then(|| recording.without_stacks(&hidden));
+        let recording = shown.as_ref().unwrap_or(recording);
+        let page = html::Page {
+            recording,
+            growth: &growth::analyze(recording),
+            notes: &notes,
+        };
+        html::write(&page, &mut out)
+    }
+
+    /// The stacks that the page leaves out of all its snapshots: those that the last report leaves out, and those
+    /// that the suppressions name, wherever they are.
+    fn hidden_stacks(&self, recording: &Recording, findings: &Findings) -> BTreeSet<usize> {
+        let mut hidden: BTreeSet<usize> = findings.hidden_stacks.iter().copied().collect();
+        if let Some(rules) = &self.filter.suppressions {
+            let stacks = recording.stacks.iter().enumerate();
+            let named =
+                stacks.filter(|(_, stack)| rules.rule_for(stack.frames.as_deref()).is_some());
+            hidden.extend(named.map(|(at, _)| at));
+        }
+        hidden
     }
 
     fn filter_notes(&self, findings: &Findings) -> Vec<String> {

@@ -1,6 +1,8 @@
 //! What a recording holds, in memory: how it was made, the stacks once each, and the figures of every snapshot.
 //! Data and look-ups only: the file's format lives in `write` and `read`, other tools' logs in the importers.
 
+use std::collections::BTreeSet;
+
 use crate::report::{Entry, Frame, Report};
 use crate::snapshot::{Class, Losses, Turnover, WallTime};
 
@@ -253,6 +255,23 @@ impl Recording {
         self.snapshots
             .last()
             .map_or(0, |snapshot| snapshot.elapsed_ns)
+    }
+
+    /// The recording as if some stacks had never held anything. All stacks keep their numbers.
+    pub fn without_stacks(&self, hidden: &BTreeSet<usize>) -> Recording {
+        let mut shown = self.clone();
+        for snapshot in &mut shown.snapshots {
+            let keeps: Vec<bool> = snapshot
+                .figures
+                .iter()
+                .map(|figure| !hidden.contains(&(figure.stack as usize)))
+                .collect();
+            let mut keep = keeps.iter();
+            snapshot.figures.retain(|_| keep.next() == Some(&true));
+            let mut keep = keeps.iter();
+            snapshot.turnover.retain(|_| keep.next() == Some(&true));
+        }
+        shown
     }
 
     /// The snapshot at `index` as a report over all its stacks, smallest first; `None` beyond the last.

@@ -141,6 +141,8 @@ COLUMNS = (
     ("ring buffer", feature("ring_buffer")),
     ("bpf_loop", feature("helper/kprobe/loop")),
     ("tp_btf", feature("tp_btf/kmalloc")),
+    ("raw tracepoint", feature("raw_tp/kmalloc")),
+    ("kprobe", feature("kprobe/kvfree_call_rcu")),
     ("memleak's probes", said(COMMAND, r"\((\w+) probes\)")),
     ("its user stacks", unwinder),
 )

@@ -7,6 +7,7 @@
 #include <sys/resource.h>
 
 #define KERNEL_BTF "/sys/kernel/btf/vmlinux"
+#define KPROBE_PMU "/sys/bus/event_source/devices/kprobe/type"
 #define UPROBE_PMU "/sys/bus/event_source/devices/uprobe/type"
 
 /* ---- the function that is probed ---- */
@@ -256,7 +257,8 @@ static int session_kfunc_loads(const char *kfunc, int pass_ctx)
 
 /* ---- kernel events ---- */
 
-static int has_tp_btf(const char *tracepoint)
+/* A typed program that reads one argument: older kernels let it have no `const void *`. */
+static int has_tp_btf(const char *tracepoint, int argument)
 {
 	char name[64];
 	__u32 id;
@@ -267,11 +269,36 @@ static int has_tp_btf(const char *tracepoint)
 	id = btf_id(KIND_TYPEDEF, name);
 	if (!id)
 		return 0;
-	prog = LOAD(BPF_PROG_TYPE_TRACING, 23 /* BPF_TRACE_RAW_TP */, id, MOV_IMM(BPF_REG_0, 0), EXIT());
+	prog = LOAD(BPF_PROG_TYPE_TRACING, 23 /* BPF_TRACE_RAW_TP */, id, LOAD64(BPF_REG_2, BPF_REG_1, argument * 8),
+		    MOV_IMM(BPF_REG_0, 0), EXIT());
 	if (prog < 0)
 		return 0;
 	attr.raw_tracepoint.prog_fd = prog;
 	return sys_bpf(BPF_RAW_TRACEPOINT_OPEN, &attr, sizeof(attr)) >= 0;
+}
+
+/* An untyped program on the same tracepoint: every argument is a number. */
+static int has_raw_tracepoint(const char *tracepoint)
+{
+	int prog = LOAD(BPF_PROG_TYPE_RAW_TRACEPOINT, 0, 0, LOAD64(BPF_REG_2, BPF_REG_1, 8), MOV_IMM(BPF_REG_0, 0), EXIT());
+	union bpf_attr attr = { .raw_tracepoint = { .name = addr_of(tracepoint), .prog_fd = prog } };
+
+	return prog >= 0 && sys_bpf(BPF_RAW_TRACEPOINT_OPEN, &attr, sizeof(attr)) >= 0;
+}
+
+/* A probe on a kernel function, by name and without tracefs. */
+static int has_kprobe(const char *function)
+{
+	struct perf_event_attr attr = { .size = sizeof(attr), .sample_period = 1, .wakeup_events = 1 };
+	FILE *pmu = fopen(KPROBE_PMU, "r");
+	int type;
+
+	if (!pmu || fscanf(pmu, "%d", &type) != 1)
+		return 0;
+	fclose(pmu);
+	attr.type = type;
+	attr.config1 = addr_of(function);
+	return syscall(__NR_perf_event_open, &attr, -1, 0, -1, PERF_FLAG_FD_CLOEXEC) >= 0;
 }
 
 /* ---- the list ---- */
@@ -285,10 +312,15 @@ static const struct { const char *name; int id; } helpers[] = {
 	{ "map_lookup_percpu_elem", 195 },
 };
 
-static const char *const tracepoints[] = {
-	"kmalloc", "kmalloc_node", "kmem_cache_alloc", "kmem_cache_alloc_node", "kfree", "kmem_cache_free",
-	"mm_page_alloc", "mm_page_free", "percpu_alloc_percpu", "percpu_free_percpu",
+/* The kernel's allocation events, and the argument to read: the block's address (percpu: where 5.10 has it). */
+static const struct { const char *name; int argument; } tracepoints[] = {
+	{ "kmalloc", 1 }, { "kmalloc_node", 1 }, { "kmem_cache_alloc", 1 }, { "kmem_cache_alloc_node", 1 },
+	{ "kfree", 1 }, { "kmem_cache_free", 1 }, { "mm_page_alloc", 0 }, { "mm_page_free", 0 },
+	{ "percpu_alloc_percpu", 6 }, { "percpu_free_percpu", 2 },
 };
+
+/* Functions that free without an event. */
+static const char *const silent_frees[] = { "kvfree_call_rcu", "kmem_cache_free_bulk" };
 
 int main(void)
 {
@@ -316,8 +348,16 @@ int main(void)
 	/* What lets a hash map grow from any program; without it, loading one is a warning in the kernel log. */
 	report("growing_hash", btf_id(KIND_STRUCT, "bpf_mem_alloc") != 0);
 	for (size_t i = 0; i < sizeof(tracepoints) / sizeof(tracepoints[0]); i++) {
-		snprintf(name, sizeof(name), "tp_btf/%s", tracepoints[i]);
-		report(name, has_tp_btf(tracepoints[i]));
+		const char *tracepoint = tracepoints[i].name;
+
+		snprintf(name, sizeof(name), "tp_btf/%s", tracepoint);
+		report(name, has_tp_btf(tracepoint, tracepoints[i].argument));
+		snprintf(name, sizeof(name), "raw_tp/%s", tracepoint);
+		report(name, has_raw_tracepoint(tracepoint));
+	}
+	for (size_t i = 0; i < sizeof(silent_frees) / sizeof(silent_frees[0]); i++) {
+		snprintf(name, sizeof(name), "kprobe/%s", silent_frees[i]);
+		report(name, has_kprobe(silent_frees[i]));
 	}
 	for (size_t i = 0; i < sizeof(helpers) / sizeof(helpers[0]); i++) {
 		snprintf(name, sizeof(name), "helper/kprobe/%s", helpers[i].name);

@@ -1,0 +1,117 @@
+//! The program that allocates on command: compiled, started, told what to do. It knows nothing of tracers.
+
+use anyhow::{Context as _, Result, ensure};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// Where the workloads are.
+pub const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/workloads");
+
+/// A target that has not answered by then is given up.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What the benchmark compiled; removed at its end.
+pub struct Workloads {
+    directory: TempDir,
+}
+
+impl Workloads {
+    /// Compiles the workloads, with frame pointers, so that every tracer finds whole stacks.
+    pub fn build() -> Result<Self> {
+        let directory = tempfile::tempdir().context("failed to make a temporary directory")?;
+        let status = Command::new("cc")
+            .args([
+                "-O1",
+                "-g",
+                "-Wall",
+                "-fno-omit-frame-pointer",
+                "-fno-optimize-sibling-calls",
+                "-pthread",
+            ])
+            .arg(format!("{SOURCES}/target.c"))
+            .arg("-o")
+            .arg(directory.path().join("target"))
+            .status()
+            .context("failed to run cc")?;
+        ensure!(status.success(), "failed to compile {SOURCES}/target.c");
+        Ok(Self { directory })
+    }
+
+    /// Starts the program that obeys commands.
+    pub fn start(&self) -> Result<Target> {
+        Target::start(&self.directory.path().join("target"))
+    }
+}
+
+/// A running `target.c`; killed when dropped.
+pub struct Target {
+    child: Child,
+    input: ChildStdin,
+    answers: Receiver<String>,
+}
+
+impl Target {
+    fn start(path: &Path) -> Result<Self> {
+        let mut child = Command::new(path)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("failed to start {}", path.display()))?;
+        let input = child.stdin.take().context("the target has no stdin")?;
+        let output = child.stdout.take().context("the target has no stdout")?;
+        let (sender, answers) = channel();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(output).lines().map_while(Result::ok);
+            for line in lines {
+                if sender.send(line).is_err() {
+                    break;
+                }
+            }
+        });
+        let mut target = Self {
+            child,
+            input,
+            answers,
+        };
+        target.ask("pairs 4")?; // libc's own buffers are allocated before anything is measured
+        Ok(target)
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Gives it a command, without waiting for the answer.
+    pub fn tell(&mut self, command: &str) -> Result<()> {
+        writeln!(self.input, "{command}").context("failed to command the target")
+    }
+
+    /// Waits for the next answer.
+    pub fn answer(&mut self) -> Result<f64> {
+        let line = self
+            .answers
+            .recv_timeout(PATIENCE)
+            .context("the target does not answer")?;
+        line.trim()
+            .parse()
+            .with_context(|| format!("the target answered {line:?}"))
+    }
+
+    /// Gives it a command and waits for the answer.
+    pub fn ask(&mut self, command: &str) -> Result<f64> {
+        self.tell(command)?;
+        self.answer()
+    }
+}
+
+impl Drop for Target {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

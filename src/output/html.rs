@@ -1,0 +1,123 @@
+//! The HTML report: one self-contained file that a team can share, look at and print; it asks nothing of the network.
+//! Puts the page together; what is on it is made in the folder beside, and nothing here judges figures.
+
+mod alerts;
+mod calls;
+mod headline;
+mod intern;
+mod markup;
+mod payload;
+mod run;
+mod select;
+mod thin;
+mod words;
+
+use std::io::{self, Write};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use sha2::{Digest, Sha256};
+
+use crate::analysis::growth::StackGrowth;
+use crate::recording::model::Recording;
+
+/// The page, with `{{name}}` where a part goes.
+const TEMPLATE: &str = include_str!("html/assets/template.html");
+
+/// Everything that gives the page its looks.
+const STYLE: &str = concat!(
+    "/* uPlot 1.6.32, MIT licence: see the script below */\n",
+    include_str!("html/vendor/uplot.min.css"),
+    "\n",
+    include_str!("html/assets/page.css"),
+    include_str!("html/assets/small.css"),
+);
+
+/// Runs before the page is drawn.
+const THEME: &str = include_str!("html/assets/theme.js");
+
+/// Everything else that runs, in one scope.
+const SCRIPT: &str = concat!(
+    "/*\n",
+    include_str!("html/vendor/uplot.LICENSE"),
+    "\n*/\n",
+    include_str!("html/vendor/uplot.min.js"),
+    "\n(() => {\n\"use strict\";\n",
+    include_str!("html/assets/format.js"),
+    include_str!("html/assets/dom.js"),
+    include_str!("html/assets/report.js"),
+    include_str!("html/assets/charts.js"),
+    include_str!("html/assets/table.js"),
+    include_str!("html/assets/flame.js"),
+    include_str!("html/assets/main.js"),
+    "})();\n",
+);
+
+/// What the page is about.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// The figures, of a finished run or of one so far.
+    pub recording: &'a Recording,
+    /// What the analysis says of each stack, most severe first. Stacks that it leaves out have no verdict.
+    pub growth: &'a [StackGrowth],
+    /// Sentences to show under the headline, such as what was suppressed or compared. Plain text.
+    pub notes: &'a [String],
+}
+
+/// Writes the whole page. Fails only when `out` does.
+pub fn write(page: &Page<'_>, out: &mut impl Write) -> io::Result<()> {
+    let data = payload::json(page)?;
+    let title = markup::title(page.recording);
+    let mut rest = TEMPLATE;
+    while let Some((before, after)) = rest.split_once("{{") {
+        out.write_all(before.as_bytes())?;
+        let (name, after) = after.split_once("}}").unwrap_or((after, ""));
+        let part = match name {
+            "csp" => policy(),
+            "generator" => markup::escape(concat!("memleak ", env!("CARGO_PKG_VERSION"))),
+            "title" => markup::escape(&title),
+            "style" => STYLE.to_owned(),
+            "theme" => THEME.to_owned(),
+            "headline" => headline::headline(page),
+            "alerts" => alerts::alerts(page, &data.places),
+            "largest" => run::largest(page.recording),
+            "losses" => run::losses(page.recording),
+            "run" => run::run(page.recording),
+            "foot" => run::foot(),
+            "data" => data.json.clone(),
+            "script" => SCRIPT.to_owned(),
+            _ => String::new(),
+        };
+        out.write_all(part.as_bytes())?;
+        rest = after;
+    }
+    out.write_all(rest.as_bytes())
+}
+
+/// The content security policy: the page's own scripts and styles by their hash, and no request to anywhere.
+fn policy() -> String {
+    format!(
+        "default-src 'none'; script-src {} {}; style-src {}; img-src data:; base-uri 'none'; form-action 'none'",
+        hash(THEME),
+        hash(SCRIPT),
+        hash(STYLE)
+    )
+}
+
+/// The stacks to warn of, most severe first.
+fn growing<'a>(page: &Page<'a>) -> Vec<&'a StackGrowth> {
+    page.growth
+        .iter()
+        .filter(|stack| stack.growth.is_growing())
+        .collect()
+}
+
+fn hash(text: &str) -> String {
+    format!("'sha256-{}'", STANDARD.encode(Sha256::digest(text)))
+}
+
+#[cfg(test)]
+#[path = "../../tests/html/samples.rs"]
+mod samples;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,316 @@
+//! What a reader calls a stack: its frames with inlined functions spelled out, and the call to name it by.
+//! Naming only: figures live in `payload`, markup in `markup`.
+
+use std::borrow::Cow;
+
+use crate::report::{Frame, Function, Location, Module};
+
+/// Longest name that the page carries, in characters; generated C++ names can fill megabytes.
+const LONGEST_NAME: usize = 4_000;
+
+/// One function on a stack, compiled or inlined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Call<'a> {
+    /// The function's name, where known.
+    pub name: Option<&'a str>,
+    /// The object that holds the code.
+    pub module: Option<&'a Module>,
+    /// Where in the source the call stands.
+    pub location: Option<&'a Location>,
+    /// The return address.
+    pub address: u64,
+    /// Bytes from the function's beginning; for an unknown function, from the file's, where that is known.
+    pub offset: Option<u64>,
+    /// Whether it was inlined into the call that follows.
+    pub inlined: bool,
+}
+
+impl Call<'_> {
+    /// The name that headings and tables show: without parameters, and told apart by place where it is unknown.
+    pub fn title(&self) -> String {
+        if let Some(name) = self.name {
+            return short(&visible(name));
+        }
+        match (self.module, self.offset) {
+            (Some(module), Some(offset)) => {
+                format!("[unknown] {}+0x{offset:x}", visible(&module.name()))
+            }
+            (Some(module), None) => format!("[unknown] {}", visible(&module.name())),
+            (None, _) => format!("[unknown] 0x{:x}", self.address),
+        }
+    }
+}
+
+/// All calls of a stack, innermost first.
+pub fn calls(frames: &[Frame]) -> Vec<Call<'_>> {
+    frames.iter().flat_map(calls_of_frame).collect()
+}
+
+fn calls_of_frame(frame: &Frame) -> impl Iterator<Item = Call<'_>> {
+    let inlined = frame
+        .inlined
+        .iter()
+        .map(|function| call(frame, Some(function), true));
+    inlined.chain(std::iter::once(call(frame, frame.function.as_ref(), false)))
+}
+
+fn call<'a>(frame: &'a Frame, function: Option<&'a Function>, inlined: bool) -> Call<'a> {
+    Call {
+        name: function.map(|function| function.name.as_str()),
+        module: frame.module.as_deref(),
+        location: function.and_then(|function| function.location.as_ref()),
+        address: frame.address,
+        offset: match function {
+            Some(_) => Some(frame.function_offset),
+            None => frame.file_offset,
+        },
+        inlined,
+    }
+}
+
+/// The call to name a stack by: the innermost one outside the language's runtime, else the innermost of all.
+pub fn blame(calls: &[Call<'_>]) -> usize {
+    calls.iter().position(|call| !is_runtime(call)).unwrap_or(0)
+}
+
+/// Whether a call belongs to a runtime or standard library, which allocates on behalf of its caller.
+fn is_runtime(call: &Call<'_>) -> bool {
+    const MODULES: [&str; 7] = [
+        "libc.so",
+        "libc-2",
+        "ld-linux",
+        "ld-musl",
+        "libstdc++",
+        "libc++",
+        "libgcc_s",
+    ];
+    const FUNCTIONS: [&str; 9] = [
+        "std::",
+        "alloc::",
+        "core::",
+        "<alloc::",
+        "<core::",
+        "<std::",
+        "__gnu_cxx::",
+        "operator new",
+        "__rust",
+    ];
+    let module = call.module.map(Module::name).unwrap_or_default();
+    let name = call.name.unwrap_or_default();
+    // A demangled template function begins with its return type.
+    let name = name.strip_prefix("void ").unwrap_or(name);
+    MODULES.iter().any(|prefix| module.starts_with(prefix))
+        || FUNCTIONS.iter().any(|prefix| name.starts_with(prefix))
+}
+
+/// A demangled C++ name without its parameters, and with longer template arguments left out:
+/// `a::f<std::string>(b)` gives `a::f<...>`. Other names stay whole.
+pub fn short(name: &str) -> String {
+    let mut shown = String::with_capacity(name.len());
+    let mut depth = 0_usize;
+    let mut at = 0;
+    while let Some(character) = name[at..].chars().next() {
+        let rest = &name[at..];
+        let mut taken = character.len_utf8();
+        match character {
+            'o' if rest.starts_with("operator") => taken = operator_length(rest),
+            '(' if rest.starts_with(ANONYMOUS) => taken = ANONYMOUS.len(),
+            '(' if depth == 0 && at > 0 => break,
+            '<' if shown.ends_with(is_name) => {
+                let arguments = bracket_length(rest);
+                if arguments > LONGEST_ARGUMENTS {
+                    shown.push_str("<...>");
+                    at += arguments;
+                    continue;
+                }
+                taken = arguments;
+            }
+            '<' | '{' => depth += 1,
+            '>' | '}' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        shown.push_str(&rest[..taken]);
+        at += taken;
+    }
+    shown.truncate(shown.trim_end().len());
+    shown
+}
+
+/// What C++ calls a namespace without a name.
+const ANONYMOUS: &str = "(anonymous namespace)";
+
+/// Bytes of template arguments, with their brackets, that a short name keeps.
+const LONGEST_ARGUMENTS: usize = 14;
+
+fn is_name(character: char) -> bool {
+    character.is_alphanumeric() || character == '_'
+}
+
+/// Bytes up to the bracket that closes the first one, or the whole text where none does.
+fn bracket_length(text: &str) -> usize {
+    let mut depth = 0_usize;
+    let mut before = ' ';
+    for (at, character) in text.char_indices() {
+        match character {
+            '<' => depth += 1,
+            // The arrow of a function's result is no bracket.
+            '>' if before != '-' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return at + 1;
+        }
+        before = character;
+    }
+    text.len()
+}
+
+/// Bytes of `operator` and the sign that follows it, which may look like brackets.
+fn operator_length(name: &str) -> usize {
+    let word = "operator".len();
+    let sign = &name[word..];
+    if sign.starts_with("()") {
+        return word + 2;
+    }
+    let is_sign = |character: char| "<>=!+-*/%^&|~,[]".contains(character);
+    word + sign
+        .find(|character| !is_sign(character))
+        .unwrap_or(sign.len())
+}
+
+/// Text from outside as it can be shown: control characters and those that reorder a line are spelled out,
+/// and what is longer than any screen is cut.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let long = text.chars().nth(LONGEST_NAME).is_some();
+    if !long && !text.chars().any(is_invisible) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars().take(LONGEST_NAME) {
+        if is_invisible(character) {
+            shown.extend(character.escape_unicode());
+        } else {
+            shown.push(character);
+        }
+    }
+    if long {
+        shown.push('…');
+    }
+    Cow::Owned(shown)
+}
+
+fn is_invisible(character: char) -> bool {
+    character.is_control()
+        || matches!(character,
+            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::*;
+
+    fn frame(name: Option<&str>, module: &str) -> Frame {
+        Frame {
+            address: 0x1000,
+            module: Some(Arc::new(Module {
+                path: PathBuf::from(module),
+                build_id: None,
+            })),
+            file_offset: Some(0x20),
+            function: name.map(function),
+            function_offset: 4,
+            inlined: Vec::new(),
+        }
+    }
+
+    fn function(name: &str) -> Function {
+        Function {
+            name: name.to_owned(),
+            location: None,
+        }
+    }
+
+    #[test]
+    fn runtime_functions_are_not_blamed() {
+        let stack = [
+            frame(Some("strdup"), "/lib/libc.so.6"),
+            frame(Some("void std::vector<int>::push_back(int)"), "/bin/app"),
+            frame(Some("load_users"), "/bin/app"),
+            frame(Some("main"), "/bin/app"),
+        ];
+        assert_eq!(blame(&calls(&stack)), 2);
+        assert_eq!(blame(&calls(&stack[..2])), 0);
+        assert_eq!(blame(&[]), 0);
+    }
+
+    #[test]
+    fn inlined_functions_come_before_their_frame() {
+        let mut outer = frame(Some("outer"), "/bin/app");
+        outer.inlined = vec![function("innermost"), function("middle")];
+        let stack = [outer];
+        let names: Vec<_> = calls(&stack)
+            .iter()
+            .map(|call| (call.name, call.inlined))
+            .collect();
+        assert_eq!(
+            names,
+            [
+                (Some("innermost"), true),
+                (Some("middle"), true),
+                (Some("outer"), false)
+            ]
+        );
+    }
+
+    #[test]
+    fn short_names_end_where_parameters_begin() {
+        let cases = [
+            ("malloc", "malloc"),
+            ("a::f(std::function<void (int)>) const", "a::f"),
+            ("void a::g<void (*)(int)>(int)", "void a::g<...>"),
+            ("a::h<int>::i(b)", "a::h<int>::i"),
+            ("a::k<std::map<int, std::string>, 3>::l()", "a::k<...>::l"),
+            ("a::b<never closed(int)", "a::b<...>"),
+            ("(anonymous namespace)::f(int)", "(anonymous namespace)::f"),
+            ("a::operator()(int) const", "a::operator()"),
+            ("a::operator<<(int)", "a::operator<<"),
+            ("a::operator-> ()", "a::operator->"),
+            ("f(int)::{lambda(char)#1}::operator()(char) const", "f"),
+            (
+                "<alloc::vec::Vec<fn() -> T> as Clone>::clone",
+                "<alloc::vec::Vec<fn() -> T> as Clone>::clone",
+            ),
+            ("ünïcode(x)", "ünïcode"),
+            ("(", "("),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(short(name), expected);
+        }
+    }
+
+    #[test]
+    fn unknown_functions_are_told_apart_by_place() {
+        let stack = [
+            frame(None, "/opt/app/server"),
+            Frame {
+                address: 0xabc,
+                ..Frame::default()
+            },
+        ];
+        let titles: Vec<_> = calls(&stack).iter().map(Call::title).collect();
+        assert_eq!(titles, ["[unknown] server+0x20", "[unknown] 0xabc"]);
+    }
+
+    #[test]
+    fn invisible_characters_are_spelled_out_and_endless_names_cut() {
+        assert_eq!(visible("a<b>(c)"), "a<b>(c)");
+        assert_eq!(visible("a\nb\u{202e}c"), "a\\u{a}b\\u{202e}c");
+        assert_eq!(
+            visible(&"x".repeat(9_000)).chars().count(),
+            LONGEST_NAME + 1
+        );
+    }
+}
