@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use blazesym::helper::read_elf_build_id;
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Resolver};
 
@@ -92,13 +93,17 @@ impl Symbolizer {
 
 impl KnownModule {
     fn new(object: &ObjectFile) -> Self {
+        let path = object.openable_path();
+        let build_id = path
+            .as_ref()
+            .and_then(|path| read_elf_build_id(path).ok().flatten());
         let module = Module {
             path: object.path.clone(),
-            build_id: None,
+            build_id: build_id.map(std::borrow::Cow::into_owned),
         };
         Self {
             module: Arc::new(module),
-            path: object.openable_path(),
+            path,
             places: HashMap::new(),
         }
     }

@@ -136,18 +136,6 @@ pub fn analyze(recording: &Recording) -> Vec<StackGrowth> {
     verdicts
 }
 
-/// Judges the outstanding bytes over all stacks together.
-pub fn analyze_total(recording: &Recording) -> Growth {
-    let points: Vec<Point> = judged_snapshots(recording)
-        .iter()
-        .map(|snapshot| Point {
-            at_ns: snapshot.elapsed_ns,
-            bytes: snapshot.total_bytes(),
-        })
-        .collect();
-    judge(&points, headroom_bytes(recording))
-}
-
 /// The snapshots that growth is judged by: all but the one after the target's exit, whose figures obey other rules
 /// (what was young counts, and what the target frees on its way out is gone).
 pub fn judged_snapshots(recording: &Recording) -> &[SnapshotRecord] {

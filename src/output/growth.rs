@@ -3,13 +3,17 @@
 
 use std::io::{self, Write};
 
+use super::text::one_line;
 use super::units;
 use crate::analysis::findings::Finding;
 use crate::recording::model::Limit;
-use crate::report::Frame;
+use crate::report::{Frame, Function};
 
 /// Functions of a stack that its line names.
 const NAMES: usize = 4;
+
+/// The longest time left that is worth a word: a year, in seconds.
+const SOON_S: f64 = 365.25 * 86_400.0;
 
 /// Stacks that are listed; there is a count of the rest.
 const LISTED: usize = 10;
@@ -52,7 +56,7 @@ fn write_finding(finding: &Finding, limit: Option<Limit>, out: &mut impl Write) 
         units::size(entry.bytes),
         entry.count
     )?;
-    if let (Some(seconds), Some(limit)) = (growth.exhausted_in_s, limit) {
+    if let (Some(seconds @ ..=SOON_S), Some(limit)) = (growth.exhausted_in_s, limit) {
         write!(
             out,
             ", {} used up in {}",
@@ -82,18 +86,14 @@ fn chain(frames: Option<&[Frame]>) -> String {
 }
 
 /// The functions of a frame as the report's own lines name them, so that they can be found there.
-fn names(frame: &Frame) -> impl Iterator<Item = String> {
+fn names(frame: &Frame) -> Vec<String> {
     let inlined = frame
         .inlined
         .iter()
-        .map(|function| one_line(&function.name));
-    let function = frame.function.as_ref();
-    inlined.chain(
-        function
-            .map(|function| format!("{}+{:#x}", one_line(&function.name), frame.function_offset)),
-    )
-}
-
-fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
+        .map(|function| one_line(&function.name).into_owned());
+    let function =
+        |function: &Function| format!("{}+{:#x}", one_line(&function.name), frame.function_offset);
+    inlined
+        .chain(frame.function.as_ref().map(function))
+        .collect()
 }

@@ -1,6 +1,7 @@
 //! The text report: BCC's, byte for byte, which other tools read. What BCC lacks follows at the end of its
 //! lines, or on lines of its own for inlined frames.
 
+use std::borrow::Cow;
 use std::io::{self, Write};
 
 use crate::report::{Entry, Frame, Function, Report};
@@ -50,20 +51,38 @@ fn write_entry(entry: &Entry, estimated: bool, out: &mut impl Write) -> io::Resu
 fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
     let address = frame.address;
     for function in &frame.inlined {
-        write!(out, "\t\t0x{address:016x}\t{} [inlined]", function.name)?;
+        write!(
+            out,
+            "\t\t0x{address:016x}\t{} [inlined]",
+            one_line(&function.name)
+        )?;
         write_location(function, out)?;
     }
     write!(out, "\t\t0x{address:016x}\t")?;
     match &frame.function {
-        Some(function) => write!(out, "{}+0x{:x}", function.name, frame.function_offset)?,
+        Some(function) => write!(
+            out,
+            "{}+0x{:x}",
+            one_line(&function.name),
+            frame.function_offset
+        )?,
         None => write!(out, "[unknown]")?,
     }
     if let Some(module) = &frame.module {
-        write!(out, " {}", bracketed(&module.name()))?;
+        write!(out, " {}", bracketed(&one_line(&module.name())))?;
     }
     match &frame.function {
         Some(function) => write_location(function, out),
         None => writeln!(out),
+    }
+}
+
+/// A name without line ends and other control characters: symbols may hold any bytes, a report's lines must not.
+pub(super) fn one_line(text: &str) -> Cow<'_, str> {
+    if text.contains(char::is_control) {
+        Cow::Owned(text.replace(char::is_control, " "))
+    } else {
+        Cow::Borrowed(text)
     }
 }
 
@@ -79,8 +98,12 @@ fn bracketed(module: &str) -> String {
 fn write_location(function: &Function, out: &mut impl Write) -> io::Result<()> {
     match &function.location {
         Some(location) => match location.line {
-            Some(line) => writeln!(out, " {}:{line}", location.file.display()),
-            None => writeln!(out, " {}", location.file.display()),
+            Some(line) => writeln!(
+                out,
+                " {}:{line}",
+                one_line(&location.file.to_string_lossy())
+            ),
+            None => writeln!(out, " {}", one_line(&location.file.to_string_lossy())),
         },
         None => writeln!(out),
     }

@@ -35,8 +35,6 @@ pub struct Publisher {
 /// What publishing came to.
 #[derive(Debug, Default)]
 pub struct Published {
-    /// The gates that tripped.
-    pub tripped: Vec<Tripped>,
     /// What the program should exit with, if a gate decides that.
     pub exit_code: Option<u8>,
     /// Sentences for the user, each a line for stderr.
@@ -110,11 +108,7 @@ impl Publisher {
         );
         let exit_code = (!tripped.is_empty()).then_some(self.arguments.error_exitcode);
         self.write_all(recording, findings, &tripped)?;
-        Ok(Published {
-            tripped,
-            exit_code,
-            notes,
-        })
+        Ok(Published { exit_code, notes })
     }
 
     fn write_all(

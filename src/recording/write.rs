@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::model::{Header, Recording, SnapshotRecord, StackRecord};
+use super::model::{Header, SnapshotRecord, StackRecord};
 use super::wire::{self, Hex, Line};
 use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::WallTime;
@@ -109,18 +109,6 @@ impl<W: Write> Writer<W> {
         bytes.push(b'\n');
         self.out.write_all(&bytes)
     }
-}
-
-/// Writes a whole recording.
-///
-/// # Errors
-/// Whatever `out` fails with.
-pub fn write(out: impl Write, recording: &Recording) -> io::Result<()> {
-    let mut writer = Writer::new(out, &recording.header)?;
-    recording
-        .snapshots
-        .iter()
-        .try_for_each(|snapshot| writer.append(&recording.stacks, snapshot))
 }
 
 fn header_line(header: &Header) -> wire::HeaderLine {

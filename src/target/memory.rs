@@ -9,7 +9,13 @@ use crate::recording::model::{Headroom, Limit};
 /// The resident memory of a process in bytes; `None` when it has ended.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
     let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
-    let pages: u64 = statm.split_whitespace().nth(1)?.parse().ok()?;
+    // One that has ended but was not waited for has none.
+    let pages: u64 = statm
+        .split_whitespace()
+        .nth(1)?
+        .parse()
+        .ok()
+        .filter(|&pages| pages > 0)?;
     pages.checked_mul(rustix::param::page_size() as u64)
 }
 

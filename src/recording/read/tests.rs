@@ -1,7 +1,7 @@
 //! What is written is read back, and what is damaged is read as far as it is whole.
 
 use super::*;
-use crate::recording::write;
+use crate::recording::write::Writer;
 use crate::snapshot::Losses;
 
 fn module() -> Arc<Module> {
@@ -128,7 +128,9 @@ fn sample() -> Recording {
 
 fn written(recording: &Recording) -> Vec<u8> {
     let mut bytes = Vec::new();
-    write::write(&mut bytes, recording).unwrap();
+    let mut writer = Writer::new(&mut bytes, &recording.header).unwrap();
+    let snapshots = recording.snapshots.iter();
+    snapshots.for_each(|snapshot| writer.append(&recording.stacks, snapshot).unwrap());
     bytes
 }
 
