@@ -50,7 +50,12 @@ pub fn last_losses(recording: &Recording) -> Losses {
 
 /// What the tracer could not see or store.
 pub fn losses(recording: &Recording) -> String {
-    let items = lost(&last_losses(recording));
+    let losses = last_losses(recording);
+    let mut items: Vec<(String, String)> = lost(&losses)
+        .into_iter()
+        .map(|(what, hint)| (what, hint.to_owned()))
+        .collect();
+    items.extend(cut_short(&losses));
     let body = if items.is_empty() {
         let (class, lead, rest) = if recording.header.source == Source::Recording {
             (
@@ -76,6 +81,29 @@ pub fn losses(recording: &Recording) -> String {
     format!(
         "<section id=\"losses\" class=\"panel\" aria-labelledby=\"losses-title\">\n<div class=\"panel-head\"><h2 id=\"losses-title\">What was lost</h2></div>\n{body}\n</section>"
     )
+}
+
+/// How many stacks end early, and why. The figures themselves are whole, so this is no matter for the headline.
+fn cut_short(losses: &Losses) -> Option<(String, String)> {
+    let cut = losses.cut.total();
+    let reasons = losses.cut.reasons();
+    let reasons: Vec<String> = reasons
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, why)| format!("{} {why}", words::count(*count)))
+        .collect();
+    (cut > 0).then(|| {
+        (
+            format!(
+                "{} cut short.",
+                words::plural(cut, "stack was", "stacks were")
+            ),
+            format!(
+                "{}. Bytes and counts are whole.",
+                escape(&reasons.join(", "))
+            ),
+        )
+    })
 }
 
 /// What happened and how often, and what helps.

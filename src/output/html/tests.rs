@@ -182,3 +182,13 @@ fn the_verdict_is_a_sentence() {
     assert!(partial.contains("2 snapshots are too few to tell"));
     assert!(partial.contains("holds the top stacks of each report only"));
 }
+
+#[test]
+fn stacks_that_end_early_are_told_with_the_reasons() {
+    let mut sample = load(&samples::service());
+    let last = sample.recording.snapshots.last_mut();
+    last.expect("a snapshot").losses.cut.depth = 3;
+    let page = page(&sample);
+    assert!(page.contains("3 stacks were cut short."));
+    assert!(page.contains("3 at --perf-max-stack-depth. Bytes and counts are whole."));
+}
