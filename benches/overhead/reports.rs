@@ -22,7 +22,7 @@ const INTERVAL: u32 = 2;
 /// A tool that needs longer for its reports than that is given up.
 const PATIENCE: Duration = Duration::from_secs(180);
 /// A tool that rests for so long has finished what it was busy with.
-const REST: Duration = Duration::from_millis(20);
+const REST: Duration = Duration::from_millis(50);
 
 struct Cost {
     /// Seconds of CPU time per report.
@@ -170,6 +170,7 @@ fn measure(
 /// CPU time and duration of one report, in seconds: medians over `count` reports. The first two are
 /// left out: in them the tool may still be busy with what has just been allocated.
 fn watch_reports(tool: &mut Tool, count: usize) -> Result<(f64, f64)> {
+    tool.lines().for_each(drop); // what was reported while the blocks were allocated
     let begin = Instant::now();
     let mut headers: Vec<(Instant, Duration)> = Vec::new();
     let mut busy = Busy::new(tool.cpu_time()?);
