@@ -64,6 +64,7 @@ pub fn run(options: &Options) -> Result<u8> {
 
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
+    unwinding::warn_of_fallback(tracer.unwinder());
     let mut unwinding = Unwinding::default();
     unwinding.foresee(&mut tracer, &candidates)?;
     unwinding.refresh(&mut tracer, &mut mappings, pid)?;
@@ -236,9 +237,7 @@ impl Session<'_> {
         let (_, total) = self.overhead.estimate(&self.tracer)?;
         eprintln!("memleak: overhead: {total}");
         let losses = self.tracer.losses();
-        if self.options.verbose || losses.cut.total() > 0 {
-            unwinding::describe_cut(&self.tracer, &losses.cut);
-        }
+        unwinding::describe_cut(&self.tracer, &losses.cut);
         let calls = losses.calls;
         if self.options.trace {
             eprintln!("memleak: {calls} calls were dropped from the trace");
@@ -383,7 +382,7 @@ fn config(options: &Options) -> Config {
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
-        unwind_tables: cfg!(target_arch = "x86_64"),
+        unwind: options.unwind,
         verbose: options.verbose,
     }
 }
