@@ -62,6 +62,7 @@ pub fn run(options: &Options) -> Result<u8> {
         },
     )?;
 
+    let symbolizer = Symbolizer::new(pid, &options.naming)?;
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
     unwinding::warn_of_fallback(tracer.unwinder());
@@ -94,7 +95,7 @@ pub fn run(options: &Options) -> Result<u8> {
         mappings,
         mapping_events,
         unwinding,
-        symbolizer: Symbolizer::new(),
+        symbolizer,
         lost_mappings: 0,
         overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
         expensive: 0,
@@ -315,7 +316,7 @@ impl Session<'_> {
         for (key, growth) in growing {
             if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
                 findings.push(Finding {
-                    entry: self.entry(usage)?,
+                    entry: self.entry(usage, snapshot.monotonic_ns)?,
                     growth,
                 });
             }
@@ -327,10 +328,11 @@ impl Session<'_> {
     /// Ranks a snapshot and names what will be shown.
     fn name(&mut self, snapshot: &Snapshot) -> Result<Report> {
         let reporting = &self.options.reporting;
+        self.symbolizer.refresh();
         let ranking = rank(snapshot, reporting.sort, self.outputs.stacks_to_name());
         let mut entries = Vec::new();
         for usage in &ranking.shown {
-            entries.push(self.entry(usage)?);
+            entries.push(self.entry(usage, snapshot.monotonic_ns)?);
         }
         Ok(Report {
             time: snapshot.time,
@@ -345,10 +347,15 @@ impl Session<'_> {
         })
     }
 
-    /// Names what a stack holds.
-    fn entry(&mut self, usage: &Usage) -> Result<Entry> {
+    /// Names what a stack holds, as of a time.
+    fn entry(&mut self, usage: &Usage, now_ns: u64) -> Result<Entry> {
+        // code may since have been replaced at the stack's addresses
+        let at_ns = now_ns.saturating_sub(usage.oldest_ns.unwrap_or(0));
         let stack = self.tracer.stack(usage.stack)?;
-        let frames = stack.map(|stack| self.symbolizer.frames(&self.mappings, self.pid, &stack));
+        let frames = stack.map(|stack| {
+            self.symbolizer
+                .frames(&self.mappings, self.pid, &stack, at_ns)
+        });
         Ok(Entry {
             tgid: usage.tgid,
             class: usage.class,
