@@ -27,6 +27,22 @@ const FIXTURES: &[(&str, &[&str], Result<(), &str>)] = &[
     ("arguments.c", &["one", "two words"], Ok(())),
     ("by_thread.c", &[], Ok(())),
     (
+        "ci_leak.c",
+        &[],
+        Err("a fixture of another test file, which has its own truth"),
+    ),
+    (
+        "service.c",
+        &[],
+        Err("a fixture of another test file, which has its own truth"),
+    ),
+    (
+        "stack_chain.c",
+        &[],
+        Err("links with stack_chain_lib, which its own test file builds"),
+    ),
+    ("stack_chain_lib.c", &[], Err("a library, no program")),
+    (
         "churn.c",
         &["10", "10"],
         Err("what it frees and makes depends on time"),
