@@ -63,14 +63,15 @@ static __always_inline int begin_call(struct call *call, __u64 sp, bool recorded
 
 /*
  * A call that is left out still has to be known while it lasts, or the mmap with which it gets its memory
- * would be taken for the program's own.
+ * would be taken for the program's own, and the sampler would give the realloc inside reallocarray a second
+ * chance.
  */
 static __always_inline int leave_out(struct pt_regs *ctx, struct call *call, __u64 sp)
 {
 	if (trace_calls || !return_trap_is_optional)
 		return begin_call(call, sp, false);
 #if RETURN_ADDRESS_ON_STACK
-	if (track_mappings) {
+	if (track_mappings || sample_below || sample_distance) {
 		begin_call(call, sp, false);
 		call->trapped = false;
 		call->entry_pc = regs_pc(ctx);
