@@ -60,6 +60,7 @@ use libbpf_rs::{
 };
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
+use kernel::Features;
 pub use kernel::{Attachment, check};
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
@@ -133,11 +134,12 @@ impl<'obj> Tracer<'obj> {
     /// Fails when the kernel refuses them.
     pub fn load(storage: &'obj mut Storage, config: Config) -> Result<Self> {
         set_print(config.verbose.then_some((PrintLevel::Warn, print_libbpf)));
-        let attachment = Attachment::best()?;
+        let features = Features::detect()?;
+        let attachment = features.attachment;
         let mut open = MemleakSkelBuilder::default()
             .open(&mut storage.0)
             .context("failed to open the BPF object")?;
-        configure(&mut open, attachment, &config)?;
+        configure(&mut open, features, &config)?;
         let skel = open.load().context("failed to load the BPF programs")?;
         let maps = &skel.maps;
         let events = Events::open(
@@ -325,6 +327,11 @@ impl<'obj> Tracer<'obj> {
             Attachment::Session => vec![&programs.user_session],
             Attachment::Multi => vec![&programs.user_enter_multi, &programs.user_leave_multi],
             Attachment::Single => vec![&programs.user_enter_single, &programs.user_leave_single],
+            Attachment::Plain => attach::programs_by_row(programs)
+                .into_iter()
+                .take(self.functions.len())
+                .chain([&programs.user_leave_plain])
+                .collect(),
         };
         cost::run_time(&running)
     }
@@ -430,11 +437,7 @@ impl<'obj> Tracer<'obj> {
     }
 }
 
-fn configure(
-    open: &mut OpenMemleakSkel<'_>,
-    attachment: Attachment,
-    config: &Config,
-) -> Result<()> {
+fn configure(open: &mut OpenMemleakSkel<'_>, features: Features, config: &Config) -> Result<()> {
     let rodata = open
         .maps
         .rodata_data
@@ -455,7 +458,8 @@ fn configure(
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = config.unwind_tables;
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
-    rodata.return_trap_is_optional = attachment == Attachment::Session;
+    rodata.return_trap_is_optional = features.attachment == Attachment::Session;
+    rodata.has_task_storage = features.task_storage;
 
     let maps = &mut open.maps;
     maps.allocs.set_max_entries(config.max_allocations)?;
@@ -471,18 +475,19 @@ fn configure(
         maps.call_events.set_max_entries(CALL_RING_BYTES)?;
     }
 
-    let programs = &mut open.progs;
-    let session = attachment == Attachment::Session;
-    let multi = attachment == Attachment::Multi;
-    let single = attachment == Attachment::Single;
-    programs.user_session.set_autoload(session);
-    programs.user_enter_multi.set_autoload(multi);
-    programs.user_leave_multi.set_autoload(multi);
-    programs.user_enter_single.set_autoload(single);
-    programs.user_leave_single.set_autoload(single);
-    programs.empty_session.set_autoload(session);
-    programs.empty_enter.set_autoload(!session);
-    programs.empty_leave.set_autoload(!session);
+    maps.threads.set_autocreate(features.task_storage)?;
+    maps.threads_by_id.set_autocreate(!features.task_storage)?;
+    maps.idle_thread.set_autocreate(!features.task_storage)?;
+    if !features.growing_maps {
+        maps.allocs.set_map_flags(0)?;
+        maps.stack_traces.set_map_flags(0)?;
+        maps.combined_allocs.set_map_flags(0)?;
+    }
+
+    for mut program in open.open_object_mut().progs_mut() {
+        let wanted = attach::uses(features.attachment, &program.name().to_string_lossy());
+        program.set_autoload(wanted);
+    }
     Ok(())
 }
 
