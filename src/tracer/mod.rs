@@ -185,6 +185,10 @@ impl<'obj> Tracer<'obj> {
             shown: object.shown.clone(),
             probes,
         };
+        if self.links.is_empty() {
+            self.links
+                .push(attach::attach_thread_exit(&self.skel.progs)?);
+        }
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
