@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TARGET := $(shell uname -m)-unknown-linux-gnu
 comma := ,
 
-.PHONY: build demo test bench static install
+.PHONY: build demo test bench static install test-truth soak
 
 build: target/release/memleak
 
@@ -33,6 +33,16 @@ bench: export CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNN
 bench:
 	scripts/install-packages.sh build bench
 	@$(CARGO) bench --quiet --bench overhead
+
+# what memleak reports at the end of programs against Valgrind's "in use at exit"
+test-truth:
+	scripts/install-packages.sh build test
+	$(CARGO) test --test truth -- --ignored --nocapture
+
+# minutes of random operations in eight threads, against their own ledger
+soak:
+	scripts/install-packages.sh build
+	$(CARGO) test --test soak -- --ignored --nocapture --test-threads 1
 
 # one binary that needs no shared library, to copy to servers
 static:

@@ -63,14 +63,15 @@ static __always_inline int begin_call(struct call *call, __u64 sp, bool recorded
 
 /*
  * A call that is left out still has to be known while it lasts, or the mmap with which it gets its memory
- * would be taken for the program's own.
+ * would be taken for the program's own, and the sampler would give the realloc inside reallocarray a second
+ * chance.
  */
 static __always_inline int leave_out(struct pt_regs *ctx, struct call *call, __u64 sp)
 {
 	if (trace_calls || !return_trap_is_optional)
 		return begin_call(call, sp, false);
 #if RETURN_ADDRESS_ON_STACK
-	if (track_mappings) {
+	if (track_mappings || sample_below || sample_distance) {
 		begin_call(call, sp, false);
 		call->trapped = false;
 		call->entry_pc = regs_pc(ctx);
@@ -190,7 +191,8 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	return begin_call(call, sp, wanted);
 }
 
-static __always_inline void record_new_block(struct pt_regs *ctx, struct thread *thread, __u64 address)
+static __always_inline void record_new_block(struct pt_regs *ctx, struct thread *thread, __u64 address,
+					     bool live)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct block_key key = {.address = address, .tgid = pid_tgid >> 32};
@@ -200,12 +202,13 @@ static __always_inline void record_new_block(struct pt_regs *ctx, struct thread 
 		.function = thread->call.row,
 	};
 
-	block.stack = store_stack(&thread->stack, capture_user_stack(ctx, thread, true));
+	block.stack = store_stack(&thread->stack, capture_user_stack(ctx, thread, true, live));
 	block.time_ns = bpf_ktime_get_ns();
 	record_block(&key, &block);
 }
 
-static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread *thread, __u64 result)
+static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread *thread, __u64 result,
+					     bool live)
 {
 	struct call *call = &thread->call;
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
@@ -225,7 +228,8 @@ static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread 
 		range.address = result;
 		range.length = call->arguments[ARG_LENGTH];
 		if (call->arguments[ARG_ANONYMOUS]) {
-			range.stack = store_stack(&thread->stack, capture_user_stack(ctx, thread, true));
+			range.stack =
+				store_stack(&thread->stack, capture_user_stack(ctx, thread, true, live));
 		} else {
 			range.op = OP_MUNMAP;
 			range.old_address = result;
@@ -259,8 +263,8 @@ static __always_inline __u64 call_result(struct pt_regs *ctx, const struct call 
 	return result;
 }
 
-/* At the return of a probed function. */
-static __always_inline void leave_call(struct pt_regs *ctx)
+/* At the return of a probed function. `live` as in capture_user_stack(). */
+static __always_inline void leave_call(struct pt_regs *ctx, bool live)
 {
 	struct thread *thread = current_thread(false);
 	struct call *call;
@@ -279,16 +283,25 @@ static __always_inline void leave_call(struct pt_regs *ctx)
 		send_call(call->row, call->size, result, op == OP_ALLOCATE ? 0 : call->arguments[0], error);
 	if (is_range_op(op)) {
 		if (track_mappings && !call->unrecorded)
-			leave_range_call(ctx, thread, result);
+			leave_range_call(ctx, thread, result, live);
 		return;
 	}
 	if (result) {
 		call->has_old = false;
 		if (!call->unrecorded)
-			record_new_block(ctx, thread, result);
+			record_new_block(ctx, thread, result, live);
 	} else if (op == OP_REALLOCATE && call->size) {
 		put_old_block_back(call);
 	}
+}
+
+/* At the end of a thread. */
+static __always_inline void leave_thread(void)
+{
+	struct thread *thread = current_thread(false);
+
+	if (thread && thread->call.sp)
+		put_old_block_back(&thread->call);
 }
 
 #endif

@@ -42,6 +42,10 @@ const volatile bool trace_calls = false;
 /* Entry programs decide whether the return is trapped (session programs); otherwise every return is. */
 const volatile bool return_trap_is_optional = false;
 
+/* The kernel gives probes the current task, with memory of their own (Linux 5.11): `threads` is in use, and
+ * not `threads_by_id`. */
+const volatile bool has_task_storage = true;
+
 /* Frames to keep per stack, at most MAX_STACK_DEPTH. */
 const volatile __u32 max_stack_depth = MAX_STACK_DEPTH;
 

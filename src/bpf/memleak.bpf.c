@@ -14,7 +14,7 @@ static __always_inline int user_enter(struct pt_regs *ctx)
 static __always_inline int user_leave(struct pt_regs *ctx)
 {
 	count_activity(returns);
-	leave_call(ctx);
+	leave_call(ctx, true);
 	return 0;
 }
 
@@ -53,6 +53,14 @@ int user_leave_single(struct pt_regs *ctx)
 	return user_leave(ctx);
 }
 
+/* A thread that dies inside realloc, as it does when its process is killed, leaves the old block live. */
+SEC("raw_tp/sched_process_exit")
+int thread_exit(void *ctx)
+{
+	leave_thread();
+	return 0;
+}
+
 /* Empty ones, to measure what the kernel takes to run any. The cookie says whether to trap the return. */
 SEC("uprobe.session")
 int empty_session(struct pt_regs *ctx)
@@ -71,5 +79,45 @@ int empty_leave(struct pt_regs *ctx)
 {
 	return 0;
 }
+
+/* The same without cookies and callbacks (Linux 5.10): a program for each row of `functions`. */
+SEC("uretprobe")
+int user_leave_plain(struct pt_regs *ctx)
+{
+	count_activity(returns);
+	leave_call(ctx, false);
+	return 0;
+}
+
+/* One copy for all of the programs below. */
+static __noinline int enter_row(struct pt_regs *ctx, __u64 row)
+{
+	count_activity(entries);
+	return enter_call(ctx, row);
+}
+
+#define ENTER_ROW(row)                                                                                       \
+	SEC("uprobe") int user_enter_##row(struct pt_regs *ctx)                                              \
+	{                                                                                                    \
+		enter_row(ctx, row);                                                                         \
+		return 0;                                                                                    \
+	}
+
+ENTER_ROW(0)
+ENTER_ROW(1)
+ENTER_ROW(2)
+ENTER_ROW(3)
+ENTER_ROW(4)
+ENTER_ROW(5)
+ENTER_ROW(6)
+ENTER_ROW(7)
+ENTER_ROW(8)
+ENTER_ROW(9)
+ENTER_ROW(10)
+ENTER_ROW(11)
+ENTER_ROW(12)
+ENTER_ROW(13)
+ENTER_ROW(14)
+ENTER_ROW(15)
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -67,12 +67,50 @@ struct {
 	__type(value, struct thread);
 } threads SEC(".maps");
 
+/*
+ * The same for older kernels, by thread id. The least recently used thread goes when there are too many:
+ * what ends without being seen must not fill the map.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, struct thread);
+} threads_by_id SEC(".maps");
+
+/* Never written: what a thread's state is at first, too large for a program's own stack. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct thread);
+} idle_thread SEC(".maps");
+
+static __always_inline struct thread *thread_by_id(bool create)
+{
+	__u64 id = bpf_get_current_pid_tgid();
+	struct thread *thread = bpf_map_lookup_elem(&threads_by_id, &id), *idle;
+	__u32 zero = 0;
+
+	if (thread || !create)
+		return thread;
+	idle = bpf_map_lookup_elem(&idle_thread, &zero);
+	if (idle)
+		bpf_map_update_elem(&threads_by_id, &id, idle, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&threads_by_id, &id);
+}
+
+static __always_inline struct thread *thread_of_task(bool create)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+
+	return bpf_task_storage_get(&threads, task, 0, create ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+}
+
 /* The state of the current thread. NULL where there is none, and, counted, where it can't be made. */
 static __always_inline struct thread *current_thread(bool create)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct thread *thread =
-		bpf_task_storage_get(&threads, task, 0, create ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+	struct thread *thread = has_task_storage ? thread_of_task(create) : thread_by_id(create);
 
 	if (!thread && create)
 		count_lost(threads);
@@ -91,10 +129,16 @@ static __always_inline __u64 read_user_word(__u64 address)
 /* Where the current process's trapped calls return to; 0 when unknown. */
 static __always_inline __u64 return_trampoline(void)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct mm_struct *mm = task->mm;
+	struct task_struct *task;
+	struct mm_struct *mm;
 	struct xol_area *area;
 
+	if (!has_task_storage) {
+		task = (struct task_struct *)bpf_get_current_task();
+		return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
+	}
+	task = bpf_get_current_task_btf();
+	mm = task->mm;
 	if (!mm)
 		return 0;
 	area = mm->uprobes_state.xol_area;

@@ -117,9 +117,12 @@ static __always_inline void report_unknown_code(const struct walk *walk)
 /* Tells one program that a process executes from the next. */
 static __always_inline __u64 current_address_space(void)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct task_struct *task;
 
-	return (__u64)task->mm;
+	if (has_task_storage)
+		return (__u64)bpf_get_current_task_btf()->mm;
+	task = (struct task_struct *)bpf_get_current_task();
+	return (__u64)BPF_CORE_READ(task, mm);
 }
 
 /* What is known of the current process and of the program that it executes; NULL while nothing is. */
@@ -204,9 +207,9 @@ static __always_inline __u32 rule_in_table(const struct unwind_mapping *mapping,
 }
 
 /* Whether the process's description has a mapping for an address. */
-static __always_inline bool find_described(struct unwind_mapping *found, __u64 address)
+static __always_inline bool find_described(struct unwind_mapping *found, struct unwind_mappings *known,
+					   __u64 address)
 {
-	struct unwind_mappings *known = current_mappings();
 	struct unwind_mapping *mapping;
 
 	if (!known)
@@ -218,11 +221,8 @@ static __always_inline bool find_described(struct unwind_mapping *found, __u64 a
 	return true;
 }
 
-/*
- * The rule for an address of the current process, past the cache. Not static, so that the verifier looks at
- * it once and not at each call.
- */
-__noinline __u32 look_up_rule(__u64 address)
+/* The rule for an address of the current process, past the cache. `live`: mappings can be asked for. */
+static __always_inline __u32 find_rule(__u64 address, bool live)
 {
 	struct unwind_mapping *mapping;
 	struct thread *thread;
@@ -234,20 +234,37 @@ __noinline __u32 look_up_rule(__u64 address)
 		return RULE_NO_FDE;
 	mapping = &thread->walk.mapping;
 	if (address < mapping->begin || address >= mapping->end) {
-		if (!find_described(mapping, address) && !find_live(mapping, address))
+		struct unwind_mappings *known = current_mappings();
+
+		if (!find_described(mapping, known, address) &&
+		    !(live && find_live(mapping, address, known ? known->generation : 0)))
 			return RULE_UNKNOWN_CODE;
 	}
 	return mapping->code == UNWIND_TABLE ? rule_in_table(mapping, address) : RULE_NO_FDE;
 }
 
+/*
+ * Not static, so that the verifier looks at them once and not at each call. Two, since a kernel without
+ * callbacks refuses a program that so much as mentions one.
+ */
+__noinline __u32 look_up_rule(__u64 address)
+{
+	return find_rule(address, true);
+}
+
+__noinline __u32 look_up_rule_plain(__u64 address)
+{
+	return find_rule(address, false);
+}
+
 /* The rule for an address of the current process. */
-static __always_inline __u32 rule_at(struct walk *walk, __u64 address)
+static __always_inline __u32 rule_at(struct walk *walk, __u64 address, bool live)
 {
 	__u32 slot = (address * 0x9e3779b97f4a7c15ULL) >> (64 - RULE_CACHE_BITS);
 	struct cached_rule *cached = &walk->rules[slot & ((1 << RULE_CACHE_BITS) - 1)];
 
 	if (!walk->generation || cached->address != address || cached->generation != walk->generation) {
-		__u32 rule = look_up_rule(address);
+		__u32 rule = live ? look_up_rule(address) : look_up_rule_plain(address);
 
 		if (rule == RULE_UNKNOWN_CODE)
 			return rule;

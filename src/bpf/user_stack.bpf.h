@@ -56,15 +56,25 @@ static __always_inline bool end_walk(struct walk *walk, enum stack_end end)
  */
 static __always_inline void begin_hijacked(struct walk *walk, __u64 sp)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
-	struct uprobe_task *utask = task->utask;
-	struct return_instance *instance = utask ? utask->return_instances : NULL;
+	struct return_instance *instance;
 
 	/* the function that returns just now is still on the list */
-	if (instance && instance->stack < sp)
-		instance = instance->next;
+	if (has_task_storage) {
+		struct uprobe_task *utask = bpf_get_current_task_btf()->utask;
+
+		instance = utask ? utask->return_instances : NULL;
+		if (instance && instance->stack < sp)
+			instance = instance->next;
+		walk->hijacked_slot = instance ? instance->stack : NOTHING_HIJACKED;
+	} else {
+		struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+		instance = BPF_CORE_READ(task, utask, return_instances);
+		if (instance && BPF_CORE_READ(instance, stack) < sp)
+			instance = BPF_CORE_READ(instance, next);
+		walk->hijacked_slot = instance ? BPF_CORE_READ(instance, stack) : NOTHING_HIJACKED;
+	}
 	walk->return_instance = (__u64)instance;
-	walk->hijacked_slot = instance ? instance->stack : NOTHING_HIJACKED;
 }
 
 /*
@@ -263,12 +273,12 @@ static __always_inline bool step_by_offset(struct walk *walk, __u32 rule)
 }
 
 /* Adds the frame that the walk has reached and goes to its caller; returns whether there is one. */
-static __always_inline bool walk_frame(struct walk *walk, struct stack *stack)
+static __always_inline bool walk_frame(struct walk *walk, struct stack *stack, bool live)
 {
 	__u32 rule = RULE_NO_FDE;
 
 	if (unwind_with_tables)
-		rule = rule_at(walk, walk->pc - walk->is_return_address);
+		rule = rule_at(walk, walk->pc - walk->is_return_address, live);
 	/* The first address comes from the CPU; any other may be what a wrong step has read. */
 	if (rule == RULE_UNKNOWN_CODE) {
 		report_unknown_code(walk);
@@ -290,11 +300,8 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack)
 	}
 }
 
-/*
- * Walks some frames further; returns whether there are more. Not static, and with its state in memory, so
- * that the verifier looks at it once: as part of the loop below it exceeds what the verifier does.
- */
-__noinline int walk_frames(void)
+/* Walks some frames further; returns whether there are more. */
+static __always_inline int walk_some(bool live)
 {
 	struct thread *thread = current_thread(false);
 	int i;
@@ -302,10 +309,24 @@ __noinline int walk_frames(void)
 	if (!thread)
 		return false;
 	for (i = 0; i < FRAMES_PER_CALL; i++) {
-		if (!walk_frame(&thread->walk, &thread->stack))
+		if (!walk_frame(&thread->walk, &thread->stack, live))
 			return false;
 	}
 	return true;
+}
+
+/*
+ * Not static, and with their state in memory, so that the verifier looks at them once: as part of the loop
+ * below they exceed what the verifier does.
+ */
+__noinline int walk_frames(void)
+{
+	return walk_some(true);
+}
+
+__noinline int walk_frames_plain(void)
+{
+	return walk_some(false);
 }
 
 /* Begins at the caller of the function at whose return, or at whose entry, the probe is. */
@@ -333,9 +354,11 @@ static __always_inline void begin_walk(struct pt_regs *ctx, struct walk *walk, b
 /*
  * Captures the stack above a probed function into `thread->stack`, at its return (where the result of the
  * call is known too) or at its entry, the stack pointer still as the call left it. Gives the stack's hash,
- * never STACK_NOT_STORED.
+ * never STACK_NOT_STORED. `live`, a constant: the kernel has callbacks (Linux 5.13), so mappings can be asked
+ * for.
  */
-static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct thread *thread, bool at_return)
+static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct thread *thread, bool at_return,
+						bool live)
 {
 	struct walk *walk = &thread->walk;
 	int i;
@@ -345,7 +368,7 @@ static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct thre
 	if (unwind_with_tables)
 		begin_lookups(walk);
 	for (i = 0; i <= MAX_STACK_DEPTH / FRAMES_PER_CALL; i++) {
-		if (!walk_frames())
+		if (!(live ? walk_frames() : walk_frames_plain()))
 			break;
 	}
 	if (walk->end != STACK_COMPLETE)

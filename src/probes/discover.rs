@@ -122,7 +122,7 @@ fn map_file(path: &Path) -> Result<Mmap> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Probe, ProbeAt};
+    use super::super::ProbeAt;
     use super::*;
 
     fn candidate(path: &str) -> Candidate {

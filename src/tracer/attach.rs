@@ -21,6 +21,17 @@ pub struct ObjectProbes {
     pub probes: Vec<(u32, Probe)>,
 }
 
+/// Watches the ends of threads.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub fn attach_thread_exit(programs: &MemleakProgs<'_>) -> Result<Link> {
+    programs
+        .thread_exit
+        .attach_raw_tracepoint("sched_process_exit")
+        .context("failed to attach to the tracepoint `sched_process_exit`")
+}
+
 /// Attaches the probes of one object in the process `pid`, or, without one, in every process.
 ///
 /// # Errors
@@ -61,19 +72,73 @@ pub fn attach(
             let enter = attach_all(&programs.user_enter_multi, &all, false, false)?;
             Ok(vec![leave, enter])
         }
-        Attachment::Single => {
+        Attachment::Single | Attachment::Plain => {
+            let cookies = attachment == Attachment::Single;
+            let by_row = programs_by_row(programs);
             let mut links = Vec::new();
-            for (program, probes, retprobe) in [
-                (&programs.user_leave_single, returning, true),
-                (&programs.user_enter_single, all, false),
-            ] {
-                for probe in probes {
-                    links.push(attach_one(program, pid, object, probe, retprobe)?);
-                }
+            let leave = if cookies {
+                &programs.user_leave_single
+            } else {
+                &programs.user_leave_plain
+            };
+            for probe in returning {
+                links.push(attach_one(leave, pid, object, probe, true, cookies)?);
+            }
+            for probe in all {
+                let enter = if cookies {
+                    &programs.user_enter_single
+                } else {
+                    by_row.get(probe.0 as usize).with_context(|| {
+                        format!(
+                            "too many functions to probe on this kernel: at most {}; \
+                             name one object with -O",
+                            by_row.len()
+                        )
+                    })?
+                };
+                links.push(attach_one(enter, pid, object, probe, false, cookies)?);
             }
             Ok(links)
         }
     }
+}
+
+/// Whether a program is one that this way of attaching needs.
+pub fn uses(attachment: Attachment, program: &str) -> bool {
+    let of_a_row = |name: &str| {
+        name.strip_prefix("user_enter_")
+            .is_some_and(|row| row.parse::<u32>().is_ok())
+    };
+    match attachment {
+        _ if program == "thread_exit" => true,
+        Attachment::Session => matches!(program, "user_session" | "empty_session"),
+        _ if matches!(program, "empty_enter" | "empty_leave") => true,
+        Attachment::Multi => matches!(program, "user_enter_multi" | "user_leave_multi"),
+        Attachment::Single => matches!(program, "user_enter_single" | "user_leave_single"),
+        Attachment::Plain => program == "user_leave_plain" || of_a_row(program),
+    }
+}
+
+/// The entry programs of the first rows of the table of functions, for probes that carry no cookie.
+pub fn programs_by_row<'p, 'obj>(programs: &'p MemleakProgs<'obj>) -> [&'p ProgramMut<'obj>; 16] {
+    [
+        &programs.user_enter_0,
+        &programs.user_enter_1,
+        &programs.user_enter_2,
+        &programs.user_enter_3,
+        &programs.user_enter_4,
+        &programs.user_enter_5,
+        &programs.user_enter_6,
+        &programs.user_enter_7,
+        &programs.user_enter_8,
+        &programs.user_enter_9,
+        &programs.user_enter_10,
+        &programs.user_enter_11,
+        &programs.user_enter_12,
+        &programs.user_enter_13,
+        &programs.user_enter_14,
+        &programs.user_enter_15,
+    ]
 }
 
 fn attach_one(
@@ -82,6 +147,7 @@ fn attach_one(
     object: &ObjectProbes,
     (row, probe): &(u32, Probe),
     retprobe: bool,
+    with_cookie: bool,
 ) -> Result<Link> {
     // a return probe belongs to the function, not to an instruction within
     let offset = if retprobe {
@@ -90,7 +156,7 @@ fn attach_one(
         probe.offset()
     };
     let options = UprobeOpts {
-        cookie: u64::from(*row),
+        cookie: if with_cookie { u64::from(*row) } else { 0 },
         retprobe,
         ..UprobeOpts::default()
     };
@@ -115,4 +181,52 @@ fn refused(path: &Path, probes: &[&(u32, Probe)]) -> String {
         names.join("`, `"),
         path.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_way_of_attaching_loads_its_own_programs() {
+        let loaded = |attachment| {
+            let names = [
+                "user_session",
+                "user_enter_multi",
+                "user_leave_multi",
+                "user_enter_single",
+                "user_leave_single",
+                "user_leave_plain",
+                "user_enter_0",
+                "user_enter_15",
+                "empty_session",
+                "empty_leave",
+            ];
+            names
+                .into_iter()
+                .filter(|name| uses(attachment, name))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            loaded(Attachment::Session),
+            ["user_session", "empty_session"]
+        );
+        assert_eq!(
+            loaded(Attachment::Multi),
+            ["user_enter_multi", "user_leave_multi", "empty_leave"]
+        );
+        assert_eq!(
+            loaded(Attachment::Single),
+            ["user_enter_single", "user_leave_single", "empty_leave"]
+        );
+        assert_eq!(
+            loaded(Attachment::Plain),
+            [
+                "user_leave_plain",
+                "user_enter_0",
+                "user_enter_15",
+                "empty_leave"
+            ]
+        );
+    }
 }

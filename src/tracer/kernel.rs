@@ -19,29 +19,51 @@ pub enum Attachment {
     Multi,
     /// The same with links for each function (Linux 5.15).
     Single,
+    /// The same, and a program for each function, since probes carry no cookie (Linux 5.10).
+    Plain,
 }
 
-impl Attachment {
-    /// The best that this kernel has.
+/// What the running kernel offers, as its own type information tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// How to attach user probes.
+    pub attachment: Attachment,
+    /// Probes can keep memory with the task (Linux 5.11).
+    pub task_storage: bool,
+    /// Hash maps can grow from within a probe (Linux 6.1); older kernels warn in their log.
+    pub growing_maps: bool,
+}
+
+impl Features {
+    /// Asks the kernel.
     ///
     /// # Errors
     /// Fails when the kernel's type information can't be read.
-    pub fn best() -> Result<Self> {
+    pub fn detect() -> Result<Self> {
         let btf = Btf::from_vmlinux().with_context(|| format!("failed to read {KERNEL_BTF}"))?;
-        let types: types::Enum<'_> = btf
-            .type_by_name("bpf_attach_type")
-            .context("the kernel's type information lacks `bpf_attach_type`")?;
-        let has = |wanted: &str| {
-            types
+        let has = |enumeration: &str, wanted: &str| -> Result<bool> {
+            let values: types::Enum<'_> = btf
+                .type_by_name(enumeration)
+                .with_context(|| format!("the kernel's type information lacks `{enumeration}`"))?;
+            Ok(values
                 .iter()
-                .any(|member| member.name.is_some_and(|name| name == wanted))
+                .any(|member| member.name.is_some_and(|name| name == wanted)))
         };
-        Ok(if has("BPF_TRACE_UPROBE_SESSION") {
+        let attachment = if has("bpf_attach_type", "BPF_TRACE_UPROBE_SESSION")? {
             Attachment::Session
-        } else if has("BPF_TRACE_UPROBE_MULTI") {
+        } else if has("bpf_attach_type", "BPF_TRACE_UPROBE_MULTI")? {
             Attachment::Multi
-        } else {
+        } else if has("bpf_func_id", "BPF_FUNC_get_attach_cookie")? {
             Attachment::Single
+        } else {
+            Attachment::Plain
+        };
+        Ok(Self {
+            attachment,
+            task_storage: has("bpf_func_id", "BPF_FUNC_get_current_task_btf")?,
+            growing_maps: btf
+                .type_by_name::<types::Struct<'_>>("bpf_mem_alloc")
+                .is_some(),
         })
     }
 }

@@ -60,6 +60,7 @@ use libbpf_rs::{
 };
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
+use kernel::Features;
 pub use kernel::{Attachment, check};
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
@@ -152,8 +153,9 @@ impl<'obj> Tracer<'obj> {
     /// Fails when the kernel refuses them.
     pub fn load(storage: &'obj mut Storage, config: Config) -> Result<Self> {
         set_print(config.verbose.then_some((PrintLevel::Warn, print_libbpf)));
-        let attachment = Attachment::best()?;
-        let (skel, unwinder) = load_unwinder(storage, attachment, &config)?;
+        let features = Features::detect()?;
+        let attachment = features.attachment;
+        let (skel, unwinder) = load_unwinder(storage, features, &config)?;
         let maps = &skel.maps;
         let events = Events::open(
             &maps.range_events,
@@ -199,6 +201,10 @@ impl<'obj> Tracer<'obj> {
             shown: object.shown.clone(),
             probes,
         };
+        if self.links.is_empty() {
+            self.links
+                .push(attach::attach_thread_exit(&self.skel.progs)?);
+        }
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
@@ -346,6 +352,11 @@ impl<'obj> Tracer<'obj> {
             Attachment::Session => vec![&programs.user_session],
             Attachment::Multi => vec![&programs.user_enter_multi, &programs.user_leave_multi],
             Attachment::Single => vec![&programs.user_enter_single, &programs.user_leave_single],
+            Attachment::Plain => attach::programs_by_row(programs)
+                .into_iter()
+                .take(self.functions.len())
+                .chain([&programs.user_leave_plain])
+                .collect(),
         };
         cost::run_time(&running)
     }
@@ -454,16 +465,16 @@ impl<'obj> Tracer<'obj> {
 /// Loads the programs with the unwinder that was asked for, or that the kernel takes.
 fn load_unwinder<'obj>(
     storage: &'obj mut Storage,
-    attachment: Attachment,
+    features: Features,
     config: &Config,
 ) -> Result<(MemleakSkel<'obj>, Unwinder)> {
     let Storage { first, second } = storage;
     if config.unwind == Unwind::FramePointers {
-        let skel = load_programs(first, attachment, config, false)?;
+        let skel = load_programs(first, features, config, false)?;
         return Ok((skel, Unwinder::FramePointers));
     }
     let with_tables = match cfg!(target_arch = "x86_64") {
-        true => load_programs(first, attachment, config, true),
+        true => load_programs(first, features, config, true),
         false => Err(anyhow!("there are none for this architecture yet")),
     };
     match (with_tables, config.unwind) {
@@ -471,7 +482,7 @@ fn load_unwinder<'obj>(
         (Err(error), Unwind::Tables) => Err(error
             .context("failed to unwind with tables (--unwind fp and --unwind auto do without)")),
         (Err(error), _) => {
-            let skel = load_programs(second, attachment, config, false)?;
+            let skel = load_programs(second, features, config, false)?;
             Ok((skel, Unwinder::NoTables(format!("{error:#}"))))
         }
     }
@@ -479,20 +490,20 @@ fn load_unwinder<'obj>(
 
 fn load_programs<'obj>(
     place: &'obj mut MaybeUninit<OpenObject>,
-    attachment: Attachment,
+    features: Features,
     config: &Config,
     tables: bool,
 ) -> Result<MemleakSkel<'obj>> {
     let mut open = MemleakSkelBuilder::default()
         .open(place)
         .context("failed to open the BPF object")?;
-    configure(&mut open, attachment, config, tables)?;
+    configure(&mut open, features, config, tables)?;
     open.load().context("failed to load the BPF programs")
 }
 
 fn configure(
     open: &mut OpenMemleakSkel<'_>,
-    attachment: Attachment,
+    features: Features,
     config: &Config,
     tables: bool,
 ) -> Result<()> {
@@ -516,7 +527,8 @@ fn configure(
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = tables;
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
-    rodata.return_trap_is_optional = attachment == Attachment::Session;
+    rodata.return_trap_is_optional = features.attachment == Attachment::Session;
+    rodata.has_task_storage = features.task_storage;
 
     let maps = &mut open.maps;
     maps.allocs.set_max_entries(config.max_allocations)?;
@@ -538,18 +550,19 @@ fn configure(
         maps.call_events.set_max_entries(CALL_RING_BYTES)?;
     }
 
-    let programs = &mut open.progs;
-    let session = attachment == Attachment::Session;
-    let multi = attachment == Attachment::Multi;
-    let single = attachment == Attachment::Single;
-    programs.user_session.set_autoload(session);
-    programs.user_enter_multi.set_autoload(multi);
-    programs.user_leave_multi.set_autoload(multi);
-    programs.user_enter_single.set_autoload(single);
-    programs.user_leave_single.set_autoload(single);
-    programs.empty_session.set_autoload(session);
-    programs.empty_enter.set_autoload(!session);
-    programs.empty_leave.set_autoload(!session);
+    maps.threads.set_autocreate(features.task_storage)?;
+    maps.threads_by_id.set_autocreate(!features.task_storage)?;
+    maps.idle_thread.set_autocreate(!features.task_storage)?;
+    if !features.growing_maps {
+        maps.allocs.set_map_flags(0)?;
+        maps.stack_traces.set_map_flags(0)?;
+        maps.combined_allocs.set_map_flags(0)?;
+    }
+
+    for mut program in open.open_object_mut().progs_mut() {
+        let wanted = attach::uses(features.attachment, &program.name().to_string_lossy());
+        program.set_autoload(wanted);
+    }
     Ok(())
 }
 

@@ -419,6 +419,7 @@ mod tests {
         ranges.unmap(1, u64::MAX - 1..u64::MAX, at(2));
         ranges.map(1, u64::MAX - 10..u64::MAX, at(2), 1, 1);
         ranges.remap(1, 0..u64::MAX, 5..7, at(3), 0);
-        ranges.remap(1, 8..2, 9..3, at(3), 0);
+        let backwards = Range { start: 8, end: 2 };
+        ranges.remap(1, backwards.clone(), backwards, at(3), 0);
     }
 }
