@@ -34,6 +34,8 @@ const GENERATED: &str = "[jit]";
 /// Resolves the addresses of one process, and remembers.
 pub struct Symbolizer {
     resolver: Resolver,
+    debug_dirs: Vec<PathBuf>,
+    inlines: bool,
     folders: Folders,
     /// What is below the folders that the user names.
     debug_files: Vec<DebugFiles>,
@@ -68,20 +70,18 @@ impl Symbolizer {
     /// # Errors
     /// When one of `debug_dirs` can't be read.
     pub fn new(pid: u32, naming: &Naming) -> Result<Self> {
-        let debug_dirs = naming.debug_dirs.iter();
-        let debug_files = debug_dirs
+        let debug_files = naming
+            .debug_dirs
+            .iter()
             .map(|folder| DebugFiles::below(folder))
             .collect::<Result<_>>()?;
         let usual = DEBUG_FOLDERS.iter().map(PathBuf::from);
-        let resolver = Resolver::builder()
-            .enable_code_info(true)
-            .enable_inlined_fns(!naming.no_inlines)
-            .enable_demangling(true)
-            .set_debug_dirs(Some(naming.debug_dirs.iter().cloned().chain(usual)))
-            .build();
+        let debug_dirs: Vec<PathBuf> = naming.debug_dirs.iter().cloned().chain(usual).collect();
         let folders = Folders::new(naming.debug_dirs.clone(), pid);
         Ok(Self {
-            resolver,
+            resolver: resolver(&debug_dirs, !naming.no_inlines),
+            debug_dirs,
+            inlines: !naming.no_inlines,
             generated: PerfMap::of(pid, folders.roots()),
             generated_module: Arc::new(Module {
                 path: PathBuf::from(GENERATED),
@@ -96,6 +96,12 @@ impl Symbolizer {
     /// Takes in the names of code that the process has generated since the last time.
     pub fn refresh(&mut self) {
         self.generated.refresh();
+    }
+
+    /// Lets go of the files that were read, which take megabytes. What was found in them is remembered, so a report that
+    /// shows the same stacks again needs none of them.
+    pub fn rest(&mut self) {
+        self.resolver = resolver(&self.debug_dirs, self.inlines);
     }
 
     /// Names the frames of a process's stack, given as return addresses, which was captured at a time in ns of
@@ -164,6 +170,15 @@ impl Symbolizer {
             ..Frame::default()
         })
     }
+}
+
+fn resolver(debug_dirs: &[PathBuf], inlines: bool) -> Resolver {
+    Resolver::builder()
+        .enable_code_info(true)
+        .enable_inlined_fns(inlines)
+        .enable_demangling(true)
+        .set_debug_dirs(Some(debug_dirs))
+        .build()
 }
 
 impl KnownModule {

@@ -334,6 +334,7 @@ impl Session<'_> {
         for usage in &ranking.shown {
             entries.push(self.entry(usage, snapshot.monotonic_ns)?);
         }
+        self.symbolizer.rest();
         Ok(Report {
             time: snapshot.time,
             top: reporting.top,
