@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use super::wait::{self, Interrupts, Wake};
 use crate::options::TargetOption;
 use crate::probes::Candidate;
+use crate::stderr::say;
 use crate::target::{Ending, HeldCommand, Mappings, Process, objects_of_command};
 
 /// A process under trace.
@@ -93,10 +94,10 @@ impl Traced {
         }
         let process = command.process();
         if !process.has_ended() {
-            eprintln!("memleak: sending SIGTERM to the command (pid {})", process.pid());
+            say!("sending SIGTERM to the command (pid {})", process.pid());
             process.signal(Signal::TERM)?;
             if end_or_interrupt(interrupts, process)? == Wake::Interrupt {
-                eprintln!("memleak: sending SIGKILL to the command");
+                say!("sending SIGKILL to the command");
                 process.signal(Signal::KILL)?;
             }
         }
