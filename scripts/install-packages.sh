@@ -12,7 +12,7 @@ for task in "$@"; do
 		# allocators whose code the probe sites are chosen in, and who checks them
 		packages="$packages libjemalloc2 libgoogle-perftools4 libmimalloc2.0 musl binutils"
 		# code whose unwind tables are read
-		packages="$packages libstdc++6 libpython3.11 openjdk-17-jre-headless libllvm14"
+		packages="$packages libstdc++6 libpython3.11 openjdk-17-jdk-headless libllvm14"
 		# programs that are traced, and valgrind for the truth of their figures
 		packages="$packages valgrind g++ libc6-dbg bc bison cpio dc diffutils file findutils gawk git grep jq"
 		packages="$packages m4 make perl python3 sed sqlite3 tar util-linux xz-utils"

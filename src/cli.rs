@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::offline::ReportArguments;
-use crate::publish::LiveArguments;
+use crate::publish::{LiveArguments, NamingArguments};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -80,6 +80,24 @@ pub struct Arguments {
         help_heading = "Target"
     )]
     pub probe_at: SiteChoice,
+
+    /// How stacks are unwound: with the tables that programs carry, by frame pointers, or as the kernel allows
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "auto",
+        help_heading = "Stacks"
+    )]
+    pub unwind: UnwindChoice,
+
+    /// Leave out inlined functions, which makes naming stacks cheaper
+    #[arg(long, help_heading = "Stacks")]
+    pub no_inlines: bool,
+
+    /// Where names come from.
+    #[command(flatten)]
+    pub naming: NamingArguments,
 
     /// Trace per-CPU allocations of the kernel
     #[arg(short = 'P', long, help_heading = "Target")]
@@ -220,6 +238,17 @@ pub enum SiteChoice {
     Auto,
     /// the first instruction
     Symbol,
+}
+
+/// What `--unwind` chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnwindChoice {
+    /// tables where the kernel takes the unwinder, else frame pointers
+    Auto,
+    /// tables, or no tracing at all
+    Dwarf,
+    /// frame pointers only
+    Fp,
 }
 
 /// What `--sort` ranks by.

@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::analysis::findings::Findings;
 use crate::output::{growth, write_text};
-use crate::publish::{OutputArguments, Publisher};
+use crate::publish::{NamingArguments, OutputArguments, Publisher};
 use crate::recording::model::Recording;
 use crate::recording::{join, load, resolve};
 use crate::report::Report;
@@ -38,9 +38,9 @@ pub struct ReportArguments {
     )]
     pub top: usize,
 
-    /// Name frames that have no name yet from the unstripped files in this folder, found by build id
-    #[arg(long, value_name = "DIR", help_heading = "Output")]
-    pub debug_dir: Option<PathBuf>,
+    /// Where names come from, for frames that have none yet.
+    #[command(flatten)]
+    pub naming: NamingArguments,
 
     /// Outputs, comparison and gates.
     #[command(flatten)]
@@ -58,7 +58,7 @@ pub fn run(arguments: ReportArguments) -> Result<u8> {
         bail!("failed to print the text report: another output goes to the standard output");
     }
     let mut recording = read(&arguments.files)?;
-    if let Some(folder) = &arguments.debug_dir {
+    for folder in &arguments.naming.debug_dirs {
         name_frames(&mut recording, folder)?;
     }
     let findings = publisher.findings(&recording);

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::cli::{Arguments, SiteChoice, SortKey};
+use crate::cli::{Arguments, SiteChoice, SortKey, UnwindChoice};
 use crate::probes::ProbeAt;
 use crate::publish::LiveArguments;
 use crate::snapshot::MAX_STACK_DEPTH;
@@ -38,6 +38,26 @@ pub enum Sampling {
     Rate(u32),
     /// Those that hold a sample, of which there is one in this many bytes on average.
     Bytes(u32),
+}
+
+/// How stacks are unwound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwind {
+    /// With tables where the kernel takes the unwinder, else by frame pointers.
+    Auto,
+    /// With tables, or not at all.
+    Tables,
+    /// By frame pointers.
+    FramePointers,
+}
+
+/// How frames get their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Naming {
+    /// Whether inlined functions are left out.
+    pub no_inlines: bool,
+    /// Folders with debug information, besides those that are always looked into.
+    pub debug_dirs: Vec<PathBuf>,
 }
 
 /// Which allocations are recorded.
@@ -85,6 +105,10 @@ pub struct Options {
     pub symbols_prefix: String,
     /// Where in a function its probe may go.
     pub probe_at: ProbeAt,
+    /// How stacks are unwound.
+    pub unwind: Unwind,
+    /// How frames get their names.
+    pub naming: Naming,
     /// Time between reports.
     pub interval: Duration,
     /// Reports before leaving.
@@ -129,6 +153,15 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         probe_at: match arguments.probe_at {
             SiteChoice::Auto => ProbeAt::Cheapest,
             SiteChoice::Symbol => ProbeAt::Symbol,
+        },
+        unwind: match arguments.unwind {
+            UnwindChoice::Auto => Unwind::Auto,
+            UnwindChoice::Dwarf => Unwind::Tables,
+            UnwindChoice::Fp => Unwind::FramePointers,
+        },
+        naming: Naming {
+            no_inlines: arguments.no_inlines,
+            debug_dirs: arguments.naming.debug_dirs.clone(),
         },
         trace: arguments.trace,
         live: arguments.live.clone(),

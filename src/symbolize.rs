@@ -2,24 +2,45 @@
 //! Each place in a file is looked up once, however often reports show it.
 
 mod debug_files;
+mod perf_map;
+mod separate;
 
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::Result;
 use blazesym::helper::read_elf_build_id;
 use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Resolver};
 
 pub use debug_files::DebugFiles;
 
+use debug_files::{Segment, segments};
+use perf_map::PerfMap;
+use separate::Folders;
+
+use crate::options::Naming;
 use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::Stack;
 use crate::target::{Mappings, ObjectFile};
 
-/// Resolves addresses, and remembers.
+/// Where blazesym follows links in debug information itself.
+const DEBUG_FOLDERS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
+
+/// The module of code that a process has generated.
+const GENERATED: &str = "[jit]";
+
+/// Resolves the addresses of one process, and remembers.
 pub struct Symbolizer {
     resolver: Resolver,
+    debug_dirs: Vec<PathBuf>,
+    inlines: bool,
+    folders: Folders,
+    /// What is below the folders that the user names.
+    debug_files: Vec<DebugFiles>,
+    generated: PerfMap,
+    generated_module: Arc<Module>,
     /// By the objects' numbers.
     modules: HashMap<usize, KnownModule>,
 }
@@ -27,6 +48,9 @@ pub struct Symbolizer {
 struct KnownModule {
     module: Arc<Module>,
     path: Option<PathBuf>,
+    debug: Vec<PathBuf>,
+    /// Where offsets in the file are in its address space, for the files in `debug` know addresses only.
+    segments: Vec<Segment>,
     places: HashMap<u64, Place>,
 }
 
@@ -40,82 +64,202 @@ struct Place {
 }
 
 impl Symbolizer {
-    /// Nothing is read before the first address comes.
-    pub fn new() -> Self {
-        let resolver = Resolver::builder()
-            .enable_code_info(true)
-            .enable_inlined_fns(true)
-            .enable_demangling(true)
-            .build();
-        Self {
-            resolver,
+    /// Takes hold of the root of a living process. Other files than those below `debug_dirs` are not read before the
+    /// first address comes.
+    ///
+    /// # Errors
+    /// When one of `debug_dirs` can't be read.
+    pub fn new(pid: u32, naming: &Naming) -> Result<Self> {
+        let debug_files = naming
+            .debug_dirs
+            .iter()
+            .map(|folder| DebugFiles::below(folder))
+            .collect::<Result<_>>()?;
+        let usual = DEBUG_FOLDERS.iter().map(PathBuf::from);
+        let debug_dirs: Vec<PathBuf> = naming.debug_dirs.iter().cloned().chain(usual).collect();
+        let folders = Folders::new(naming.debug_dirs.clone(), pid);
+        Ok(Self {
+            resolver: resolver(&debug_dirs, !naming.no_inlines),
+            debug_dirs,
+            inlines: !naming.no_inlines,
+            generated: PerfMap::of(pid, folders.roots()),
+            generated_module: Arc::new(Module {
+                path: PathBuf::from(GENERATED),
+                build_id: None,
+            }),
+            folders,
+            debug_files,
             modules: HashMap::new(),
-        }
+        })
     }
 
-    /// Names the frames of a process's stack, given as return addresses.
-    pub fn frames(&mut self, mappings: &Mappings, pid: u32, stack: &Stack) -> Vec<Frame> {
+    /// Takes in the names of code that the process has generated since the last time.
+    pub fn refresh(&mut self) {
+        self.generated.refresh();
+    }
+
+    /// Lets go of the files that were read, which take megabytes. What was found in them is remembered, so a report that
+    /// shows the same stacks again needs none of them.
+    pub fn rest(&mut self) {
+        self.resolver = resolver(&self.debug_dirs, self.inlines);
+    }
+
+    /// Names the frames of a process's stack, given as return addresses, which was captured at a time in ns of
+    /// CLOCK_MONOTONIC.
+    pub fn frames(
+        &mut self,
+        mappings: &Mappings,
+        pid: u32,
+        stack: &Stack,
+        at_ns: u64,
+    ) -> Vec<Frame> {
         stack
             .iter()
-            .map(|address| self.frame(mappings, pid, *address))
+            .filter_map(|address| self.frame(mappings, pid, *address, at_ns))
             .collect()
     }
 
-    fn frame(&mut self, mappings: &Mappings, pid: u32, address: u64) -> Frame {
+    /// None for what is no frame of the program's: the kernel's return probes.
+    fn frame(&mut self, mappings: &Mappings, pid: u32, address: u64, at_ns: u64) -> Option<Frame> {
         // The return address is behind the call, and may belong to the next function: look at the call.
         let call = address.saturating_sub(1);
-        let Some(mapping) = mappings.find(pid, call) else {
-            return Frame {
+        let Some(mapping) = mappings.find(pid, call, at_ns) else {
+            return Some(self.generated_frame(address).unwrap_or(Frame {
                 address,
                 ..Frame::default()
-            };
+            }));
         };
+        if mapping.object.path.as_os_str() == "[uprobes]" {
+            return None;
+        }
         let known = self
             .modules
             .entry(mapping.object.id)
-            .or_insert_with(|| KnownModule::new(&mapping.object));
+            .or_insert_with(|| KnownModule::new(&mapping.object, &self.folders, &self.debug_files));
         let offset = mapping.file_offset(call);
-        let resolver = &self.resolver;
-        let path = known.path.as_deref();
-        let place = known.places.entry(offset).or_insert_with(|| {
-            path.map_or_else(Place::default, |path| resolve(resolver, path, offset))
-        });
-        Frame {
+        if !known.places.contains_key(&offset) {
+            let place = known.resolve(&self.resolver, offset);
+            known.places.insert(offset, place);
+        }
+        let place = known.places.get(&offset).cloned().unwrap_or_default();
+        let frame = Frame {
             address,
             module: Some(Arc::clone(&known.module)),
-            file_offset: path.is_some().then(|| mapping.file_offset(address)),
-            function: place.function.clone(),
+            file_offset: known.path.is_some().then(|| mapping.file_offset(address)),
+            function: place.function,
             function_offset: place.offset,
-            inlined: place.inlined.clone(),
+            inlined: place.inlined,
+        };
+        match frame.function {
+            Some(_) => Some(frame),
+            None => Some(self.generated_frame(address).unwrap_or(frame)),
         }
+    }
+
+    /// A frame in code that the process has generated, if its maker has told the name.
+    fn generated_frame(&self, address: u64) -> Option<Frame> {
+        let (name, offset) = self.generated.find(address.saturating_sub(1))?;
+        Some(Frame {
+            address,
+            module: Some(Arc::clone(&self.generated_module)),
+            function: Some(Function {
+                name: name.to_owned(),
+                location: None,
+            }),
+            function_offset: offset + 1,
+            ..Frame::default()
+        })
     }
 }
 
+fn resolver(debug_dirs: &[PathBuf], inlines: bool) -> Resolver {
+    Resolver::builder()
+        .enable_code_info(true)
+        .enable_inlined_fns(inlines)
+        .enable_demangling(true)
+        .set_debug_dirs(Some(debug_dirs))
+        .build()
+}
+
 impl KnownModule {
-    fn new(object: &ObjectFile) -> Self {
+    fn new(object: &ObjectFile, folders: &Folders, debug_files: &[DebugFiles]) -> Self {
         let path = object.openable_path();
         let build_id = path
             .as_ref()
             .and_then(|path| read_elf_build_id(path).ok().flatten());
+        let build_id = build_id.map(std::borrow::Cow::into_owned);
+        let named = build_id.iter().flat_map(|build_id| {
+            debug_files
+                .iter()
+                .flat_map(|files| files.paths(build_id))
+                .cloned()
+        });
+        let found = path
+            .as_deref()
+            .and_then(|path| folders.find(path, &object.path, build_id.as_deref()));
+        let debug: Vec<PathBuf> = named.chain(found).collect();
+        let segments = match (&path, debug.is_empty()) {
+            (Some(path), false) => segments(path).unwrap_or_default(),
+            _ => Vec::new(),
+        };
         let module = Module {
-            path: object.path.clone(),
-            build_id: build_id.map(std::borrow::Cow::into_owned),
+            path: match path {
+                // generated code, as /proc/PID/maps and as perf's events name it
+                None if matches!(object.path.to_str(), Some("" | "//anon")) => "[anon]".into(),
+                _ => object.path.clone(),
+            },
+            build_id,
         };
         Self {
             module: Arc::new(module),
             path,
+            debug,
+            segments,
             places: HashMap::new(),
         }
     }
+
+    /// Looks up a place in the file: in debug information that lies apart, in its own, in its symbols. What can't be
+    /// read, or is damaged, stays unknown.
+    fn resolve(&self, resolver: &Resolver, offset: u64) -> Place {
+        let Some(path) = &self.path else {
+            return Place::default();
+        };
+        let address = self
+            .segments
+            .iter()
+            .find_map(|segment| segment.address_of(offset));
+        let apart = address.and_then(|address| {
+            self.debug
+                .iter()
+                .find_map(|debug| look_up(resolver, Elf::new(debug), Input::VirtOffset(address)))
+        });
+        let mut symbols_only = Elf::new(path);
+        symbols_only.debug_syms = false;
+        apart
+            .or_else(|| look_up(resolver, Elf::new(path), Input::FileOffset(offset)))
+            .or_else(|| look_up(resolver, symbols_only, Input::FileOffset(offset)))
+            .unwrap_or_default()
+    }
 }
 
-/// Looks up a place in an ELF file. What can't be read, or is damaged, stays unknown.
-fn resolve(resolver: &Resolver, path: &std::path::Path, offset: u64) -> Place {
-    let source = Source::Elf(Elf::new(path));
-    match resolver.symbolize_single(&source, Input::FileOffset(offset)) {
-        Ok(Symbolized::Sym(symbol)) => place(&symbol),
-        Ok(Symbolized::Unknown(_)) | Err(_) => Place::default(),
+fn look_up(resolver: &Resolver, elf: Elf, input: Input<u64>) -> Option<Place> {
+    let plain = Elf {
+        debug_syms: false,
+        ..elf.clone()
+    };
+    let symbol = match resolver.symbolize_single(&Source::Elf(elf), input) {
+        Ok(Symbolized::Sym(symbol)) => symbol,
+        Ok(Symbolized::Unknown(_)) | Err(_) => return None,
+    };
+    let mut place = place(&symbol);
+    // blazesym gives functions that are in several pieces no beginning: the symbol table knows it
+    if symbol.addr == 0
+        && let Ok(Symbolized::Sym(symbol)) = resolver.symbolize_single(&Source::Elf(plain), input)
+    {
+        place.offset = symbol.offset as u64 + 1;
     }
+    Some(place)
 }
 
 fn place(symbol: &Sym<'_>) -> Place {

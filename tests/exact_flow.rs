@@ -86,7 +86,6 @@ fn threads_that_die_inside_malloc_leave_others_tracked() {
 }
 
 #[test]
-#[ignore = "known gap: realloc's old block is out of the books from its entry on, and a dying thread never puts it back"]
 fn a_thread_that_dies_inside_realloc_leaves_its_block() {
     for report in both_ways("dies_inside", &[]) {
         let held = report.made_in("block_of_the_ninth");

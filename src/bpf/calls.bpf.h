@@ -295,4 +295,13 @@ static __always_inline void leave_call(struct pt_regs *ctx, bool live)
 	}
 }
 
+/* At the end of a thread. */
+static __always_inline void leave_thread(void)
+{
+	struct thread *thread = current_thread(false);
+
+	if (thread && thread->call.sp)
+		put_old_block_back(&thread->call);
+}
+
 #endif

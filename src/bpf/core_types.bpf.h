@@ -13,6 +13,7 @@
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
 
+#define EBUSY 16
 #define EEXIST 17
 
 /* The arguments of a call that are passed in registers. */

@@ -10,6 +10,7 @@
 
 #define VM_EXEC 4
 #define PAGE_SHIFT 12
+#define FIND_VMA_TRIES 8
 
 /* Files whose tables are loaded, by the kernel's own numbers. */
 struct {
@@ -19,6 +20,22 @@ struct {
 	__type(key, struct unwind_file_key);
 	__type(value, struct unwind_file);
 } unwind_files SEC(".maps");
+
+/* 64 KiB of an address space. */
+struct found_mapping_key {
+	__u64 mm;
+	__u64 page;
+	__u32 generation;
+	__u32 zero;
+};
+
+/* What was found that the tracer's description of a process lacks. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 512);
+	__type(key, struct found_mapping_key);
+	__type(value, struct unwind_mapping);
+} found_mappings SEC(".maps");
 
 /* Where the table of a file's mapping is, if it is loaded. */
 static __always_inline void find_table(struct unwind_mapping *mapping, struct unwind_file_key *key,
@@ -67,17 +84,40 @@ static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, s
 	return 0;
 }
 
-/* Finds the executable mapping of an address, unless its file is still to be read. */
-static __always_inline bool find_live(struct unwind_mapping *found, __u64 address)
+/* Asks the kernel, which can't say while another thread changes the mappings: that takes microseconds. */
+static __always_inline bool ask_for_vma(struct unwind_mapping *mapping, __u64 address)
 {
-	struct unwind_mapping mapping = {.code = UNWIND_UNREAD};
+	struct task_struct *task = bpf_get_current_task_btf();
+	int tries;
+
+	for (tries = 0; tries < FIND_VMA_TRIES; tries++) {
+		long err = bpf_find_vma(task, address, describe_vma, mapping, 0);
+
+		if (err != -EBUSY)
+			return !err;
+	}
+	return false;
+}
+
+/*
+ * Finds the executable mapping of an address, unless its file is still to be read. What one thread has found
+ * is known to all until the tracer's next description, whose `generation` this is: threads that start
+ * together would ask while they are all changing the mappings.
+ */
+static __always_inline bool find_live(struct unwind_mapping *found, __u64 address, __u32 generation)
+{
+	struct unwind_mapping mapping = {.code = UNWIND_UNREAD}, *known;
+	struct found_mapping_key key = {.page = address >> 16, .generation = generation};
 
 	if (!can_find_mappings)
 		return false;
-	/* fails while another thread changes the mappings, too */
-	if (bpf_find_vma(bpf_get_current_task_btf(), address, describe_vma, &mapping, 0))
-		return false;
-	if (mapping.code == UNWIND_UNREAD)
+	key.mm = (__u64)bpf_get_current_task_btf()->mm;
+	known = bpf_map_lookup_elem(&found_mappings, &key);
+	if (known && address >= known->begin && address < known->end) {
+		*found = *known;
+		return true;
+	}
+	if (!ask_for_vma(&mapping, address) || mapping.code == UNWIND_UNREAD)
 		return false;
 #if RETURN_ADDRESS_ON_STACK
 	/* the kernel's page for return probes is code of nobody's */
@@ -85,6 +125,7 @@ static __always_inline bool find_live(struct unwind_mapping *found, __u64 addres
 		return false;
 #endif
 	*found = mapping;
+	bpf_map_update_elem(&found_mappings, &key, &mapping, BPF_ANY);
 	return true;
 }
 

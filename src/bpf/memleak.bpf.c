@@ -53,6 +53,14 @@ int user_leave_single(struct pt_regs *ctx)
 	return user_leave(ctx);
 }
 
+/* A thread that dies inside realloc, as it does when its process is killed, leaves the old block live. */
+SEC("raw_tp/sched_process_exit")
+int thread_exit(void *ctx)
+{
+	leave_thread();
+	return 0;
+}
+
 /* Empty ones, to measure what the kernel takes to run any. The cookie says whether to trap the return. */
 SEC("uprobe.session")
 int empty_session(struct pt_regs *ctx)

@@ -207,9 +207,9 @@ static __always_inline __u32 rule_in_table(const struct unwind_mapping *mapping,
 }
 
 /* Whether the process's description has a mapping for an address. */
-static __always_inline bool find_described(struct unwind_mapping *found, __u64 address)
+static __always_inline bool find_described(struct unwind_mapping *found, struct unwind_mappings *known,
+					   __u64 address)
 {
-	struct unwind_mappings *known = current_mappings();
 	struct unwind_mapping *mapping;
 
 	if (!known)
@@ -234,7 +234,10 @@ static __always_inline __u32 find_rule(__u64 address, bool live)
 		return RULE_NO_FDE;
 	mapping = &thread->walk.mapping;
 	if (address < mapping->begin || address >= mapping->end) {
-		if (!find_described(mapping, address) && !(live && find_live(mapping, address)))
+		struct unwind_mappings *known = current_mappings();
+
+		if (!find_described(mapping, known, address) &&
+		    !(live && find_live(mapping, address, known ? known->generation : 0)))
 			return RULE_UNKNOWN_CODE;
 	}
 	return mapping->code == UNWIND_TABLE ? rule_in_table(mapping, address) : RULE_NO_FDE;

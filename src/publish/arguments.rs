@@ -1,4 +1,4 @@
-//! The options for outputs, comparison and gates, which live runs and `memleak report` share.
+//! The options for names, outputs, comparison and gates, which live runs and `memleak report` share.
 //! What they do is decided elsewhere.
 
 use std::path::{Path, PathBuf};
@@ -7,6 +7,14 @@ use clap::Args;
 
 use crate::analysis::gate::Gate;
 use crate::analysis::identity::Precision;
+
+/// Options for where names come from.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub struct NamingArguments {
+    /// Look for debug information in this folder as well, by build id or debug link; may be repeated
+    #[arg(long = "debug-dir", value_name = "DIR", help_heading = "Stacks")]
+    pub debug_dirs: Vec<PathBuf>,
+}
 
 /// Options for outputs, comparison and gates.
 #[derive(Args, Clone, Debug, Default, PartialEq)]

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-pub use self::arguments::OutputArguments;
+pub use self::arguments::{NamingArguments, OutputArguments};
 pub use self::live::{LiveArguments, LiveRun};
 use crate::analysis::compare::Baseline;
 use crate::analysis::findings::{self, Filter, Findings, Hidden};

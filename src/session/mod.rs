@@ -63,8 +63,10 @@ pub fn run(options: &Options) -> Result<u8> {
         },
     )?;
 
+    let symbolizer = Symbolizer::new(pid, &options.naming)?;
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
+    unwinding::warn_of_fallback(tracer.unwinder());
     let mut unwinding = Unwinding::default();
     unwinding.foresee(&mut tracer, &candidates)?;
     unwinding.refresh(&mut tracer, &mut mappings, pid)?;
@@ -94,7 +96,7 @@ pub fn run(options: &Options) -> Result<u8> {
         mappings,
         mapping_events,
         unwinding,
-        symbolizer: Symbolizer::new(),
+        symbolizer,
         lost_mappings: 0,
         overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
         expensive: 0,
@@ -240,9 +242,7 @@ impl Session<'_> {
         let (_, total) = self.overhead.estimate(&self.tracer)?;
         say!("overhead: {total}");
         let losses = self.tracer.losses();
-        if self.options.verbose || losses.cut.total() > 0 {
-            unwinding::describe_cut(&self.tracer, &losses.cut);
-        }
+        unwinding::describe_cut(&self.tracer, &losses.cut);
         let calls = losses.calls;
         if self.options.trace {
             say!("{calls} calls were dropped from the trace");
@@ -320,7 +320,7 @@ impl Session<'_> {
         for (key, growth) in growing {
             if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
                 findings.push(Finding {
-                    entry: self.entry(usage)?,
+                    entry: self.entry(usage, snapshot.monotonic_ns)?,
                     growth,
                 });
             }
@@ -332,11 +332,13 @@ impl Session<'_> {
     /// Ranks a snapshot and names what will be shown.
     fn name(&mut self, snapshot: &Snapshot) -> Result<Report> {
         let reporting = &self.options.reporting;
+        self.symbolizer.refresh();
         let ranking = rank(snapshot, reporting.sort, self.outputs.stacks_to_name());
         let mut entries = Vec::new();
         for usage in &ranking.shown {
-            entries.push(self.entry(usage)?);
+            entries.push(self.entry(usage, snapshot.monotonic_ns)?);
         }
+        self.symbolizer.rest();
         Ok(Report {
             time: snapshot.time,
             top: reporting.top,
@@ -350,10 +352,15 @@ impl Session<'_> {
         })
     }
 
-    /// Names what a stack holds.
-    fn entry(&mut self, usage: &Usage) -> Result<Entry> {
+    /// Names what a stack holds, as of a time.
+    fn entry(&mut self, usage: &Usage, now_ns: u64) -> Result<Entry> {
+        // code may since have been replaced at the stack's addresses
+        let at_ns = now_ns.saturating_sub(usage.oldest_ns.unwrap_or(0));
         let stack = self.tracer.stack(usage.stack)?;
-        let frames = stack.map(|stack| self.symbolizer.frames(&self.mappings, self.pid, &stack));
+        let frames = stack.map(|stack| {
+            self.symbolizer
+                .frames(&self.mappings, self.pid, &stack, at_ns)
+        });
         Ok(Entry {
             tgid: usage.tgid,
             class: usage.class,
@@ -387,7 +394,7 @@ fn config(options: &Options) -> Config {
         max_allocations: recording.max_allocations,
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
-        unwind_tables: cfg!(target_arch = "x86_64"),
+        unwind: options.unwind,
         verbose: options.verbose,
     }
 }

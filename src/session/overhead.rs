@@ -167,7 +167,7 @@ fn measure_trap(tracer: &Tracer<'_>) -> Result<TrapCost> {
     own.read(std::process::id())?;
     let address = probed as *const () as u64;
     let offset = own
-        .find(std::process::id(), address)
+        .find(std::process::id(), address, u64::MAX)
         .context("failed to find memleak's own code")?
         .file_offset(address);
     tracer.trap_cost(offset, || {

@@ -11,7 +11,7 @@ use crate::probes::Candidate;
 use crate::snapshot::CutStacks;
 use crate::stderr::say;
 use crate::target::{Mapping, Mappings};
-use crate::tracer::{Code, CodeMapping, Tracer};
+use crate::tracer::{Code, CodeMapping, Tracer, Unwinder};
 
 /// What the tracer was told.
 #[derive(Default)]
@@ -66,6 +66,16 @@ impl Unwinding {
     }
 }
 
+/// Says that stacks may be incomplete, where tables were wanted and can't be had.
+pub fn warn_of_fallback(unwinder: &Unwinder) {
+    if let Unwinder::NoTables(why) = unwinder {
+        eprintln!(
+            "memleak: warning: stacks are unwound by frame pointers and may end early: no unwind tables here ({})",
+            why.replace('\n', " ")
+        );
+    }
+}
+
 /// Says how stacks are unwound and what that costs.
 pub fn describe(tracer: &Tracer<'_>) {
     if !tracer.wants_tables() {
@@ -86,7 +96,8 @@ pub fn describe(tracer: &Tracer<'_>) {
 pub fn describe_cut(tracer: &Tracer<'_>, cut: &CutStacks) {
     let by = match tracer.wants_tables() {
         true => "with tables",
-        false => "by frame pointers",
+        // a chain of frame pointers that ends too early can look like one that ends well
+        false => "by frame pointers, which skip callers of code without them",
     };
     let reasons: Vec<String> = cut
         .reasons()

@@ -35,14 +35,14 @@ struct Build {
 
 /// A part of a file that is loaded into memory. Files with debug information only have none that holds anything.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Segment {
+pub(super) struct Segment {
     offset: u64,
     size: u64,
     address: u64,
 }
 
 impl Segment {
-    fn address_of(&self, offset: u64) -> Option<u64> {
+    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
         let inside = offset
             .checked_sub(self.offset)
             .filter(|&inside| inside < self.size)?;
@@ -73,6 +73,11 @@ impl DebugFiles {
             names: Names::new(),
             builds,
         })
+    }
+
+    /// The files of a build.
+    pub fn paths(&self, build_id: &[u8]) -> &[PathBuf] {
+        self.builds.get(build_id).map_or(&[], |build| &build.paths)
     }
 }
 
@@ -132,7 +137,7 @@ fn named(names: &Names, path: &Path, address: u64) -> Option<Place> {
 }
 
 /// The loaded parts of an ELF file; `None` when it is damaged.
-fn segments(path: &Path) -> Option<Vec<Segment>> {
+pub(super) fn segments(path: &Path) -> Option<Vec<Segment>> {
     let data = ReadCache::new(fs::File::open(path).ok()?);
     match FileKind::parse(&data).ok()? {
         FileKind::Elf64 => loaded::<FileHeader64<Endianness>, _>(&data),

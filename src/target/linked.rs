@@ -1,7 +1,7 @@
 //! What a command will map once it runs: its interpreter, executable and shared libraries, as its own
 //! dynamic linker lists them. Knows nothing of allocators.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
@@ -29,10 +29,12 @@ pub fn objects_of_command(path: &Path) -> Result<Vec<PathBuf>> {
     let Some(linker) = dynamic_linker(&program)? else {
         return Ok(vec![program]);
     };
+    // $ORIGIN is the folder of the file itself, whatever links lead there
+    let file = fs::canonicalize(&program).unwrap_or_else(|_| program.clone());
     // This is how ldd works, and it honours the environment as the program itself will.
     let listing = Command::new(&linker)
         .arg("--list")
-        .arg(&program)
+        .arg(file)
         .stdin(Stdio::null())
         .stderr(Stdio::null())
         .output()

@@ -69,7 +69,7 @@ impl MappingEvents {
                         announcements.push((time_ns, comm.pid, Announcement::Exec));
                     }
                     Ok(Record::Mmap2(event)) if wanted(event.pid) => {
-                        let mapped = Announcement::Mapped(record_of(&event));
+                        let mapped = Announcement::Mapped(record_of(&event, time_ns));
                         announcements.push((time_ns, event.pid, mapped));
                     }
                     Ok(Record::Lost(record)) => lost += record.lost,
@@ -106,13 +106,14 @@ enum Announcement {
     Mapped(MappingRecord),
 }
 
-fn record_of(event: &Mmap2<'_>) -> MappingRecord {
+fn record_of(event: &Mmap2<'_>, since_ns: u64) -> MappingRecord {
     MappingRecord {
         range: event.addr..event.addr.saturating_add(event.len),
         offset: event.pgoff,
         device: rustix::fs::makedev(event.maj().unwrap_or(0), event.min().unwrap_or(0)),
         inode: event.ino().unwrap_or(0),
         path: PathBuf::from(event.filename_os()),
+        since_ns,
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Mapping {
     pub offset: u64,
     /// The file.
     pub object: Arc<ObjectFile>,
+    /// Since when it is there, in ns of CLOCK_MONOTONIC; 0 where that is not known.
+    pub since_ns: u64,
 }
 
 impl Mapping {
@@ -80,6 +82,8 @@ pub struct MappingRecord {
     pub inode: u64,
     /// Path as the process sees it, or a label.
     pub path: PathBuf,
+    /// When it was mapped, in ns of CLOCK_MONOTONIC; 0 where that is not known.
+    pub since_ns: u64,
 }
 
 /// What every traced process maps, or has mapped.
@@ -115,19 +119,27 @@ impl Mappings {
             range: record.range,
             offset: record.offset,
             object,
+            since_ns: record.since_ns,
         };
         let known = mappings
-            .iter()
+            .iter_mut()
             .rev()
             .find(|old| overlap(&old.range, &new.range));
-        let unchanged = known.is_some_and(|old| {
-            old.range == new.range
-                && old.offset == new.offset
-                && Arc::ptr_eq(&old.object, &new.object)
-        });
-        if !unchanged {
-            mappings.push(new);
-            self.revision += 1;
+        match known {
+            Some(old)
+                if old.range == new.range
+                    && old.offset == new.offset
+                    && Arc::ptr_eq(&old.object, &new.object) =>
+            {
+                // /proc can show a mapping before its event comes, which knows the time
+                if old.since_ns == 0 {
+                    old.since_ns = new.since_ns;
+                }
+            }
+            _ => {
+                mappings.push(new);
+                self.revision += 1;
+            }
         }
     }
 
@@ -156,13 +168,19 @@ impl Mappings {
         layout
     }
 
-    /// The latest mapping of a process that covers an address.
-    pub fn find(&self, pid: u32, address: u64) -> Option<&Mapping> {
+    /// The mapping of a process that covered an address at a time in ns of CLOCK_MONOTONIC; where all that are known
+    /// came later, the first of them.
+    pub fn find(&self, pid: u32, address: u64, at_ns: u64) -> Option<&Mapping> {
         let mappings = self.processes.get(&pid)?;
-        mappings
-            .iter()
+        let covering = || {
+            mappings
+                .iter()
+                .filter(|mapping| mapping.range.contains(&address))
+        };
+        covering()
             .rev()
-            .find(|mapping| mapping.range.contains(&address))
+            .find(|mapping| mapping.since_ns <= at_ns)
+            .or_else(|| covering().next())
     }
 
     /// The distinct files that a process maps, in the order in which they were mapped.
@@ -196,6 +214,7 @@ fn without(mapping: Mapping, range: &Range<u64>) -> impl Iterator<Item = Mapping
         range: start..end,
         offset: mapping.file_offset(start),
         object: Arc::clone(&mapping.object),
+        since_ns: mapping.since_ns,
     };
     let Range { start, end } = mapping.range;
     let parts = [
@@ -266,6 +285,7 @@ fn parse_maps_line(line: &str) -> Option<MappingRecord> {
         device: rustix::fs::makedev(major, minor),
         inode,
         path: PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path)),
+        since_ns: 0,
     })
 }
 
@@ -280,6 +300,7 @@ mod tests {
             device: 0,
             inode: 0,
             path: PathBuf::from(path),
+            since_ns: 0,
         }
     }
 
@@ -313,19 +334,35 @@ mod tests {
         mappings.add(1, record(0x1000..0x9000, "/old"));
         mappings.add(1, record(0x4000..0x5000, "/new"));
         assert_eq!(
-            mappings.find(1, 0x4abc).unwrap().object.path,
+            mappings.find(1, 0x4abc, 0).unwrap().object.path,
             Path::new("/new")
         );
         assert_eq!(
-            mappings.find(1, 0x5000).unwrap().object.path,
+            mappings.find(1, 0x5000, 0).unwrap().object.path,
             Path::new("/old")
         );
         assert_eq!(
-            mappings.find(1, 0x4abc).unwrap().file_offset(0x4abc),
+            mappings.find(1, 0x4abc, 0).unwrap().file_offset(0x4abc),
             0x1abc
         );
-        assert!(mappings.find(1, 0x9000).is_none());
-        assert!(mappings.find(2, 0x4abc).is_none());
+        assert!(mappings.find(1, 0x9000, 0).is_none());
+        assert!(mappings.find(2, 0x4abc, 0).is_none());
+    }
+
+    #[test]
+    fn what_was_mapped_when_a_stack_was_captured_is_found() {
+        let mut mappings = Mappings::default();
+        mappings.add(1, record(0x1000..0x2000, "/first"));
+        for (path, since_ns) in [("/second", 100), ("/third", 200)] {
+            let mut record = record(0x1000..0x2000, path);
+            record.since_ns = since_ns;
+            mappings.add(1, record);
+        }
+        for (at_ns, path) in [(99, "/first"), (100, "/second"), (u64::MAX, "/third")] {
+            let found = mappings.find(1, 0x1234, at_ns).unwrap();
+            assert_eq!(found.object.path, Path::new(path), "{at_ns}");
+        }
+        assert!(mappings.find(1, 0x2000, 0).is_none());
     }
 
     #[test]
@@ -356,7 +393,7 @@ mod tests {
         let pid = std::process::id();
         mappings.read(pid).unwrap();
         let address = own_code_is_found_and_can_be_opened as fn() as usize as u64;
-        let mapping = mappings.find(pid, address).unwrap();
+        let mapping = mappings.find(pid, address, 0).unwrap();
         let path = mapping.object.openable_path().unwrap();
         assert_eq!(
             fs::metadata(path).unwrap().ino(),

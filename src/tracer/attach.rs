@@ -21,6 +21,17 @@ pub struct ObjectProbes {
     pub probes: Vec<(u32, Probe)>,
 }
 
+/// Watches the ends of threads.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub fn attach_thread_exit(programs: &MemleakProgs<'_>) -> Result<Link> {
+    programs
+        .thread_exit
+        .attach_raw_tracepoint("sched_process_exit")
+        .context("failed to attach to the tracepoint `sched_process_exit`")
+}
+
 /// Attaches the probes of one object in the process `pid`, or, without one, in every process.
 ///
 /// # Errors
@@ -99,6 +110,7 @@ pub fn uses(attachment: Attachment, program: &str) -> bool {
             .is_some_and(|row| row.parse::<u32>().is_ok())
     };
     match attachment {
+        _ if program == "thread_exit" => true,
         Attachment::Session => matches!(program, "user_session" | "empty_session"),
         _ if matches!(program, "empty_enter" | "empty_leave") => true,
         Attachment::Multi => matches!(program, "user_enter_multi" | "user_leave_multi"),

@@ -53,7 +53,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{
     Link, MapCore as _, MapFlags, MapHandle, OpenObject, PrintLevel, ProgramMut, set_print,
@@ -65,7 +65,7 @@ pub use kernel::{Attachment, check};
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
-use crate::options::Sampling;
+use crate::options::{Sampling, Unwind};
 use crate::probes::{ObjectPlan, Operation, Probe};
 use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
 use crate::stderr;
@@ -98,20 +98,38 @@ pub struct Config {
     pub max_stacks: u32,
     /// Frames per stack at the most.
     pub max_depth: u32,
-    /// Unwind with tables; otherwise by frame pointers alone.
-    pub unwind_tables: bool,
+    /// How stacks are unwound.
+    pub unwind: Unwind,
     /// Pass on what libbpf says.
     pub verbose: bool,
 }
 
-/// Where a tracer's BPF object lives: it must not move while it is loaded.
-pub struct Storage(MaybeUninit<OpenObject>);
+/// Where a tracer's BPF object lives: it must not move while it is loaded. There is a place for a second one, should
+/// the kernel refuse the first.
+pub struct Storage {
+    first: MaybeUninit<OpenObject>,
+    second: MaybeUninit<OpenObject>,
+}
 
 impl Storage {
     /// An empty place.
     pub fn new() -> Self {
-        Self(MaybeUninit::uninit())
+        Self {
+            first: MaybeUninit::uninit(),
+            second: MaybeUninit::uninit(),
+        }
     }
+}
+
+/// How a loaded tracer unwinds stacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unwinder {
+    /// With tables.
+    Tables,
+    /// By frame pointers, as was asked for.
+    FramePointers,
+    /// By frame pointers, for tables can't be had here: why.
+    NoTables(String),
 }
 
 /// A loaded tracer. Dropping it detaches all probes.
@@ -122,6 +140,7 @@ pub struct Tracer<'obj> {
     skel: MemleakSkel<'obj>,
     attachment: Attachment,
     config: Config,
+    unwinder: Unwinder,
     functions: Vec<Probe>,
     /// When processes last executed another program, in ns of CLOCK_MONOTONIC.
     executed: HashMap<u32, u64>,
@@ -137,11 +156,7 @@ impl<'obj> Tracer<'obj> {
         set_print(config.verbose.then_some((PrintLevel::Warn, print_libbpf)));
         let features = Features::detect()?;
         let attachment = features.attachment;
-        let mut open = MemleakSkelBuilder::default()
-            .open(&mut storage.0)
-            .context("failed to open the BPF object")?;
-        configure(&mut open, features, &config)?;
-        let skel = open.load().context("failed to load the BPF programs")?;
+        let (skel, unwinder) = load_unwinder(storage, features, &config)?;
         let maps = &skel.maps;
         let events = Events::open(
             &maps.range_events,
@@ -161,6 +176,7 @@ impl<'obj> Tracer<'obj> {
             skel,
             attachment,
             config,
+            unwinder,
             functions: Vec::new(),
             executed: HashMap::new(),
             tables,
@@ -186,6 +202,10 @@ impl<'obj> Tracer<'obj> {
             shown: object.shown.clone(),
             probes,
         };
+        if self.links.is_empty() {
+            self.links
+                .push(attach::attach_thread_exit(&self.skel.progs)?);
+        }
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
@@ -193,7 +213,12 @@ impl<'obj> Tracer<'obj> {
 
     /// Whether stacks are unwound with tables, which [`Tracer::load_tables`] and [`Tracer::set_code`] provide.
     pub fn wants_tables(&self) -> bool {
-        self.config.unwind_tables
+        self.unwinder == Unwinder::Tables
+    }
+
+    /// How stacks are unwound.
+    pub fn unwinder(&self) -> &Unwinder {
+        &self.unwinder
     }
 
     /// Loads the unwind tables of files that processes are going to map. `progress` is told now and then how many of how
@@ -438,7 +463,51 @@ impl<'obj> Tracer<'obj> {
     }
 }
 
-fn configure(open: &mut OpenMemleakSkel<'_>, features: Features, config: &Config) -> Result<()> {
+/// Loads the programs with the unwinder that was asked for, or that the kernel takes.
+fn load_unwinder<'obj>(
+    storage: &'obj mut Storage,
+    features: Features,
+    config: &Config,
+) -> Result<(MemleakSkel<'obj>, Unwinder)> {
+    let Storage { first, second } = storage;
+    if config.unwind == Unwind::FramePointers {
+        let skel = load_programs(first, features, config, false)?;
+        return Ok((skel, Unwinder::FramePointers));
+    }
+    let with_tables = match cfg!(target_arch = "x86_64") {
+        true => load_programs(first, features, config, true),
+        false => Err(anyhow!("there are none for this architecture yet")),
+    };
+    match (with_tables, config.unwind) {
+        (Ok(skel), _) => Ok((skel, Unwinder::Tables)),
+        (Err(error), Unwind::Tables) => Err(error
+            .context("failed to unwind with tables (--unwind fp and --unwind auto do without)")),
+        (Err(error), _) => {
+            let skel = load_programs(second, features, config, false)?;
+            Ok((skel, Unwinder::NoTables(format!("{error:#}"))))
+        }
+    }
+}
+
+fn load_programs<'obj>(
+    place: &'obj mut MaybeUninit<OpenObject>,
+    features: Features,
+    config: &Config,
+    tables: bool,
+) -> Result<MemleakSkel<'obj>> {
+    let mut open = MemleakSkelBuilder::default()
+        .open(place)
+        .context("failed to open the BPF object")?;
+    configure(&mut open, features, config, tables)?;
+    open.load().context("failed to load the BPF programs")
+}
+
+fn configure(
+    open: &mut OpenMemleakSkel<'_>,
+    features: Features,
+    config: &Config,
+    tables: bool,
+) -> Result<()> {
     let rodata = open
         .maps
         .rodata_data
@@ -457,7 +526,7 @@ fn configure(open: &mut OpenMemleakSkel<'_>, features: Features, config: &Config
     rodata.count_combined = config.combined;
     rodata.track_mappings = config.mappings;
     rodata.trace_calls = config.calls;
-    rodata.unwind_with_tables = config.unwind_tables;
+    rodata.unwind_with_tables = tables;
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;
@@ -465,6 +534,12 @@ fn configure(open: &mut OpenMemleakSkel<'_>, features: Features, config: &Config
     let maps = &mut open.maps;
     maps.allocs.set_max_entries(config.max_allocations)?;
     maps.stack_traces.set_max_entries(config.max_stacks)?;
+    if !tables {
+        // nothing is looked for in them, so they need hold nothing
+        maps.unwind_blocks.set_max_entries(1)?;
+        maps.unwind_pages.set_max_entries(1)?;
+        maps.unwind_files.set_max_entries(1)?;
+    }
     // and one for all stacks that found no room
     let totals = if config.combined {
         config.max_stacks.saturating_add(1)

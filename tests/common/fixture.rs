@@ -37,6 +37,11 @@ pub fn cpp(name: &str) -> PathBuf {
     build(&format!("{name}.cpp"), "c++", C_FLAGS)
 }
 
+/// A C++ fixture's executable, with flags after the usual ones.
+pub fn cpp_with(name: &str, flags: &[&str]) -> PathBuf {
+    build(&format!("{name}.cpp"), "c++", &[C_FLAGS, flags].concat())
+}
+
 /// A Rust fixture's executable.
 pub fn rust(name: &str) -> PathBuf {
     build(&format!("{name}.rs"), "rustc", RUST_FLAGS)

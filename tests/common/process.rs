@@ -127,6 +127,11 @@ impl Running {
         &self.stdout.seen
     }
 
+    /// Takes what was printed on standard output before this call.
+    pub fn catch_up(&mut self) {
+        self.stdout.seen.extend(self.stdout.arriving.try_iter());
+    }
+
     /// Closes standard input and waits for the child's end.
     pub fn finish(mut self) -> Finished {
         self.close_stdin();
