@@ -69,8 +69,8 @@ impl Unwinding {
 /// Says that stacks may be incomplete, where tables were wanted and can't be had.
 pub fn warn_of_fallback(unwinder: &Unwinder) {
     if let Unwinder::NoTables(why) = unwinder {
-        eprintln!(
-            "memleak: warning: stacks are unwound by frame pointers and may end early: no unwind tables here ({})",
+        say!(
+            "warning: stacks are unwound by frame pointers and may end early: no unwind tables here ({})",
             why.replace('\n', " ")
         );
     }
