@@ -177,15 +177,20 @@ static __always_inline bool is_called_by(const struct call *call, __u64 sp, __u3
  */
 static __always_inline bool call_is_live(const struct call *call, __u64 sp, __u32 row, bool maps_memory)
 {
+#if RETURN_ADDRESS_ON_STACK
+	__u64 slot, trampoline;
+#endif
+
 	if (!call->sp || sp > call->sp)
 		return false;
 #if RETURN_ADDRESS_ON_STACK
-	if (call->trapped) {
-		__u64 trampoline = return_trampoline();
-
-		return !trampoline || read_user_word(call->sp) == trampoline;
-	}
-	return read_user_word(call->sp) == call->return_address && is_called_by(call, sp, row, maps_memory);
+	slot = read_user_word(call->sp);
+	trampoline = return_trampoline();
+	if (call->trapped)
+		return !trampoline || slot == trampoline;
+	/* a return that is not trapped for us can be for another tracer of the same file */
+	return (slot == call->return_address || (trampoline && slot == trampoline)) &&
+	       is_called_by(call, sp, row, maps_memory);
 #else
 	return sp < call->sp;
 #endif
