@@ -42,6 +42,25 @@ const FIXTURES: &[(&str, &[&str], Result<(), &str>)] = &[
         Err("links with stack_chain_lib, which its own test file builds"),
     ),
     ("stack_chain_lib.c", &[], Err("a library, no program")),
+    ("new_in_foo.cpp", &[], Ok(())),
+    ("getline_leak.c", &[], Ok(())),
+    ("plugin.c", &[], Err("a library, no program")),
+    (
+        "plugin_host.c",
+        &[],
+        Err("loads plugins, which its own test file builds"),
+    ),
+    (
+        "jit.c",
+        &[],
+        Err("Valgrind runs generated code in its own way, and the perf map is another process's"),
+    ),
+    (
+        "rust_leaks.rs",
+        &[],
+        Err("links with rust_leaks_ffi, which its own test file builds"),
+    ),
+    ("rust_leaks_ffi.c", &[], Err("a part of rust_leaks.rs")),
     (
         "churn.c",
         &["10", "10"],

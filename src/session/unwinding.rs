@@ -124,6 +124,8 @@ fn code_mapping(mapping: &Mapping, pid: u32) -> Option<CodeMapping> {
     }
     let code = match (mapping.object.identity(), mapping.object.openable_path()) {
         (Some(id), Some(path)) => Code::File { id, path },
+        // not code without tables, but code whose tables are not known: stacks end there, and are counted
+        (Some(_), None) => return None,
         _ if label == "[vdso]" => image(mapping, pid).map_or(Code::Anonymous, Code::Image),
         _ => Code::Anonymous,
     };

@@ -204,6 +204,10 @@ impl Mappings {
             .objects
             .entry(key)
             .or_insert_with(|| Arc::new(open_object(id, pid, record)));
+        // what could not be opened once may be by another process's leave, or while another mapping lasts
+        if object.file.is_none() && object.inode != 0 {
+            *object = Arc::new(open_object(object.id, pid, record));
+        }
         Arc::clone(object)
     }
 }
