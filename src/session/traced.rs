@@ -52,7 +52,7 @@ impl Traced {
                 Ok((Self::Command(command), candidates.collect()))
             }
             TargetOption::Kernel => {
-                bail!("kernel mode is not built yet: name a process with -p or a command with -c")
+                bail!("the kernel is no process")
             }
         }
     }
@@ -76,7 +76,7 @@ impl Traced {
     /// Lets the target run to its end by itself, which for a command is waited for.
     pub fn see_off(&mut self, interrupts: &Interrupts) -> Result<u8> {
         if let Self::Command(command) = self {
-            wait::wait(interrupts, command.process().as_fd(), &[], None)?;
+            wait::wait(interrupts, Some(command.process().as_fd()), &[], None)?;
         }
         self.leave(interrupts)
     }
@@ -94,7 +94,7 @@ impl Traced {
                 process.pid()
             );
             process.signal(Signal::TERM)?;
-            if wait::wait(interrupts, process.as_fd(), &[], None)? == Wake::Interrupt {
+            if wait::wait(interrupts, Some(process.as_fd()), &[], None)? == Wake::Interrupt {
                 eprintln!("memleak: sending SIGKILL to the command");
                 process.signal(Signal::KILL)?;
             }
