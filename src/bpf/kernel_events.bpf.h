@@ -89,14 +89,14 @@ static __always_inline void release_scratch(struct kernel_scratch *scratch)
 	*(volatile __u64 *)&scratch->busy = 0;
 }
 
-static __always_inline void name_cache(__u64 stack, __u64 cache)
+static __always_inline void name_cache(__u64 stack, const struct kmem_cache *cache)
 {
 	struct cache_name name = {};
 	const char *text;
 
 	if (bpf_map_lookup_elem(&stack_caches, &stack))
 		return;
-	text = BPF_CORE_READ((struct kmem_cache *)cache, name);
+	text = BPF_CORE_READ(cache, name);
 	bpf_probe_read_kernel_str(name.text, sizeof(name.text), text);
 	bpf_map_update_elem(&stack_caches, &stack, &name, BPF_NOEXIST);
 }
@@ -129,7 +129,7 @@ static __always_inline __u64 kernel_stack(void *ctx, __u64 cache)
 	}
 	release_scratch(scratch);
 	if (cache && stack != STACK_NOT_STORED)
-		name_cache(stack, cache);
+		name_cache(stack, (void *)cache);
 	return stack;
 }
 

@@ -13,27 +13,37 @@
 #define shared_with_cache() bpf_core_field_exists(struct trace_event_raw_kmem_alloc, accounted)
 #define percpu_has_call_site() bpf_core_field_exists(struct trace_event_raw_percpu_alloc_percpu, call_site)
 
+/* Left to clang, two loads become one from a computed address, which the verifier refuses. */
+#define argument_of(ctx, number)                                                                             \
+	({                                                                                                   \
+		__u64 value;                                                                                 \
+		asm volatile("%0 = *(u64 *)(%1 + %2)" : "=r"(value) : "r"(ctx), "i"((number)*8));            \
+		value;                                                                                       \
+	})
+
 static __always_inline int kmalloc_event(__u64 *ctx)
 {
-	struct kernel_block new = {.address = ctx[1], .memory = MEMORY_SLAB, .event = EVENT_KMALLOC};
+	struct kernel_block new = {.address = argument_of(ctx, 1), .memory = MEMORY_SLAB, .event = EVENT_KMALLOC};
 
 	if (shared_record() && shared_with_cache())
-		new.size = ctx[3];
+		new.size = argument_of(ctx, 3);
 	else
-		new.size = ctx[2];
+		new.size = argument_of(ctx, 2);
 	kernel_allocated(ctx, &new);
 	return 0;
 }
 
 static __always_inline int cache_alloc_event(__u64 *ctx)
 {
-	struct kernel_block new = {.address = ctx[1], .memory = MEMORY_SLAB, .event = EVENT_CACHE_ALLOC};
+	struct kernel_block new = {.address = argument_of(ctx, 1), .memory = MEMORY_SLAB, .event = EVENT_CACHE_ALLOC};
 
 	if (shared_record() && !shared_with_cache()) {
-		new.size = ctx[2];
+		new.size = argument_of(ctx, 2);
 	} else {
-		new.cache = ctx[2];
-		new.size = BPF_CORE_READ((struct kmem_cache *)new.cache, object_size);
+		struct kmem_cache *cache = (void *)argument_of(ctx, 2);
+
+		new.cache = (__u64)cache;
+		new.size = BPF_CORE_READ(cache, object_size);
 	}
 	kernel_allocated(ctx, &new);
 	return 0;
@@ -67,28 +77,28 @@ int kernel_cache_alloc_node(__u64 *ctx)
 SEC("raw_tp/kfree")
 int kernel_kfree(__u64 *ctx)
 {
-	kernel_freed(ctx[1], MEMORY_SLAB, EVENT_KFREE);
+	kernel_freed(argument_of(ctx, 1), MEMORY_SLAB, EVENT_KFREE);
 	return 0;
 }
 
 SEC("raw_tp/kmem_cache_free")
 int kernel_cache_free(__u64 *ctx)
 {
-	kernel_freed(ctx[1], MEMORY_SLAB, EVENT_CACHE_FREE);
+	kernel_freed(argument_of(ctx, 1), MEMORY_SLAB, EVENT_CACHE_FREE);
 	return 0;
 }
 
 SEC("raw_tp/mm_page_alloc")
 int kernel_page_alloc(__u64 *ctx)
 {
-	pages_allocated(ctx, ctx[0], ctx[1], ctx[2]);
+	pages_allocated(ctx, argument_of(ctx, 0), argument_of(ctx, 1), argument_of(ctx, 2));
 	return 0;
 }
 
 SEC("raw_tp/mm_page_free")
 int kernel_page_free(__u64 *ctx)
 {
-	pages_freed(ctx[0], ctx[1]);
+	pages_freed(argument_of(ctx, 0), argument_of(ctx, 1));
 	return 0;
 }
 
@@ -98,11 +108,11 @@ int kernel_percpu_alloc(__u64 *ctx)
 	struct kernel_block new = {.memory = MEMORY_PERCPU, .event = EVENT_PERCPU_ALLOC};
 
 	if (percpu_has_call_site()) {
-		new.size = ctx[3];
-		new.address = ctx[7];
+		new.size = argument_of(ctx, 3);
+		new.address = argument_of(ctx, 7);
 	} else {
-		new.size = ctx[2];
-		new.address = ctx[6];
+		new.size = argument_of(ctx, 2);
+		new.address = argument_of(ctx, 6);
 	}
 	kernel_allocated(ctx, &new);
 	return 0;
@@ -111,7 +121,7 @@ int kernel_percpu_alloc(__u64 *ctx)
 SEC("raw_tp/percpu_free_percpu")
 int kernel_percpu_free(__u64 *ctx)
 {
-	kernel_freed(ctx[2], MEMORY_PERCPU, EVENT_PERCPU_FREE);
+	kernel_freed(argument_of(ctx, 2), MEMORY_PERCPU, EVENT_PERCPU_FREE);
 	return 0;
 }
 
