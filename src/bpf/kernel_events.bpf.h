@@ -205,19 +205,21 @@ static __always_inline bool take_pages(__u64 head, __u32 order, __u64 bytes)
 {
 	struct block_key key = kernel_key(head, MEMORY_PAGES);
 	struct block *block = bpf_map_lookup_elem(&allocs, &key);
+	__u64 less = -bytes;
 	struct block old;
 
 	if (!block || KERNEL_BLOCK_ORDER(block->function) < order || block->size < bytes)
 		return false;
 	if (block->size == bytes)
 		return release_block(&key, &old);
-	__sync_fetch_and_sub(&block->size, bytes);
+	__sync_fetch_and_add(&block->size, less);
 	if (count_combined) {
 		struct combined_key totals = combined_key_of(0, block);
 		struct combined *combined = bpf_map_lookup_elem(&combined_allocs, &totals);
 
 		if (combined)
-			add_to_combined(combined, -(__s64)bytes, 0);
+			/* the count stays: clang makes an addition of 0 an operation that Linux 5.10 lacks */
+			__sync_fetch_and_add(&combined->bytes[epoch & 1], less);
 	}
 	return true;
 }
