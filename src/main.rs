@@ -1,5 +1,8 @@
 //! memleak: find memory that is never freed.
 
+// eprint! panics where it can't write; reports go through writers whose errors are handled
+#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
+
 mod analysis;
 mod cli;
 mod offline;
@@ -11,6 +14,7 @@ mod recording;
 mod report;
 mod session;
 mod snapshot;
+mod stderr;
 mod symbolize;
 mod target;
 mod trace;
@@ -21,6 +25,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
+
+use stderr::say;
 
 /// What a usage error ends with.
 const USAGE: u8 = 2;
@@ -70,6 +76,6 @@ fn usage_error(error: &clap::Error) -> ExitCode {
 }
 
 fn fail(message: &str, status: u8) -> ExitCode {
-    eprintln!("memleak: {message}");
+    say!("{message}");
     ExitCode::from(status)
 }

@@ -13,6 +13,7 @@ use crate::publish::{NamingArguments, OutputArguments, Publisher};
 use crate::recording::model::Recording;
 use crate::recording::{join, load, resolve};
 use crate::report::Report;
+use crate::stderr::say;
 use crate::symbolize::DebugFiles;
 
 /// Report on recordings and logs of earlier runs
@@ -65,10 +66,7 @@ pub fn run(arguments: ReportArguments) -> Result<u8> {
         print_text(&findings, arguments.top)?;
     }
     let published = publisher.publish(&recording, &findings)?;
-    published
-        .notes
-        .iter()
-        .for_each(|note| eprintln!("memleak: {note}"));
+    published.notes.iter().for_each(|note| say!("{note}"));
     Ok(published.exit_code.unwrap_or(0))
 }
 
@@ -77,13 +75,13 @@ fn read(files: &[PathBuf]) -> Result<Recording> {
     for path in files {
         let loaded = load::load(path)?;
         for warning in loaded.warnings {
-            eprintln!("memleak: warning: {}: {warning}", path.display());
+            say!("warning: {}: {warning}", path.display());
         }
         parts.push(loaded.recording);
     }
     let recording = join::join(parts).context("failed to report: no file was named")?;
     if recording.snapshots.is_empty() {
-        eprintln!("memleak: warning: there is no report in {}", names(files));
+        say!("warning: there is no report in {}", names(files));
     }
     Ok(recording)
 }
@@ -100,8 +98,8 @@ fn name_frames(recording: &mut Recording, folder: &Path) -> Result<()> {
     let mut files = DebugFiles::below(folder)?;
     let (named, unnamed) = resolve::resolve(recording, &mut files);
     if named + unnamed > 0 {
-        eprintln!(
-            "memleak: {named} of {} unknown frames named from {}",
+        say!(
+            "{named} of {} unknown frames named from {}",
             named + unnamed,
             folder.display()
         );

@@ -17,6 +17,10 @@ use crate::snapshot::MAX_STACK_DEPTH;
 /// One sample in a GiB: what the programs' arithmetic can hold.
 const MAX_SAMPLE_BYTES: u32 = 1 << 30;
 
+/// Entries of a BPF hash map: the kernel wants a power of two of buckets, of 16 bytes each, in less than 4 GiB,
+/// and the tracer needs an entry more than there are stacks.
+const MAX_MAP_ENTRIES: u32 = 1 << 26;
+
 /// Who is traced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetOption {
@@ -138,7 +142,7 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
     let reporting = validate_reporting(&arguments)?;
     // a day's worth of centuries is enough, and far below where a Duration would overflow
     if !(arguments.interval > 0.0 && arguments.interval <= 1e9) {
-        return Err("interval must be a number of seconds above 0".into());
+        return Err("interval must be a number of seconds above 0, and at most 1e9".into());
     }
     if arguments.count == Some(0) {
         return Err("count must be at least 1".into());
@@ -255,11 +259,13 @@ fn validate_recording(arguments: &Arguments) -> Result<Recording, String> {
         (None | Some(1), None) => Sampling::All,
         (Some(rate), None) => Sampling::Rate(rate),
     };
-    if arguments.max_allocs == 0 {
-        return Err("--max-allocs must be at least 1".into());
-    }
-    if arguments.stack_storage_size == 0 {
-        return Err("--stack-storage-size must be at least 1".into());
+    for (option, entries) in [
+        ("--max-allocs", arguments.max_allocs),
+        ("--stack-storage-size", arguments.stack_storage_size),
+    ] {
+        if !(1..=MAX_MAP_ENTRIES).contains(&entries) {
+            return Err(format!("{option} must be from 1 to {MAX_MAP_ENTRIES}"));
+        }
     }
     if !(1..=MAX_STACK_DEPTH).contains(&arguments.perf_max_stack_depth) {
         return Err(format!(
@@ -363,7 +369,15 @@ mod tests {
                 "--sample-rate",
             ),
             (vec!["-p", "1", "-T", "0"], "--top"),
+            (vec!["-p", "1", "1e300"], "1e9"),
             (vec!["-p", "1", "--max-allocs", "0"], "--max-allocs"),
+            (vec!["-p", "1", "--max-allocs", "67108865"], "67108864"),
+            (
+                vec!["-p", "1", "--stack-storage-size", "4294967295"],
+                "--stack-storage-size",
+            ),
+            (vec!["-p", "1", "-P"], "--percpu"),
+            (vec!["-P", "--", "prog"], "--percpu"),
             (
                 vec!["-p", "1", "--perf-max-stack-depth", "128"],
                 "--perf-max-stack-depth",

@@ -504,6 +504,12 @@ fn errors_are_one_line_that_names_the_file() {
         2,
         "--error-exitcode",
     );
+    fails(
+        &recording,
+        &["--json", "-", "--html", "-"],
+        1,
+        "two outputs go there",
+    );
 }
 
 #[test]

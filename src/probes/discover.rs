@@ -48,7 +48,7 @@ pub fn discover(candidates: &[Candidate], wanted: &Wanted<'_>) -> Result<Vec<Obj
         let found = plan_object(&named, wanted)?;
         if found.plan.probes.is_empty() {
             bail!(
-                "{} has none of the allocator functions (prefix `{}`): \
+                "{} has no {}malloc or its kin: \
                  name another object with -O, or another prefix with -S",
                 named.shown.display(),
                 wanted.search.prefix
@@ -202,6 +202,6 @@ mod tests {
             ..WANTED
         };
         let error = discover(&[], &wanted).unwrap_err();
-        assert!(error.to_string().contains("/bin/true has none"));
+        assert!(error.to_string().contains("/bin/true has no malloc"));
     }
 }

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::{OutputArguments, Published, Publisher, file};
@@ -48,7 +48,14 @@ impl LiveRun {
     pub fn open(arguments: &LiveArguments, header: Header) -> Result<LiveRun> {
         let publisher = Publisher::new(arguments.output.clone())?;
         let file = match &arguments.record {
-            Some(path) => Some((path.clone(), create(path, &header)?)),
+            Some(path) => {
+                // the standard output has the reports, and a file called - is nobody's wish
+                ensure!(
+                    path != Path::new("-"),
+                    "failed to record: --record needs a file, not -"
+                );
+                Some((path.clone(), create(path, &header)?))
+            }
             None => None,
         };
         let collector = Collector::new(header).with_most_snapshots(MOST_SNAPSHOTS);
@@ -213,6 +220,16 @@ mod tests {
             format!("{error:#}").contains("failed to write /dev/full: No space left"),
             "{error:#}"
         );
+    }
+
+    #[test]
+    fn a_recording_does_not_go_to_the_standard_output() {
+        let arguments = LiveArguments {
+            record: Some("-".into()),
+            ..LiveArguments::default()
+        };
+        let refused = LiveRun::open(&arguments, Header::default()).err();
+        assert!(refused.is_some_and(|error| error.to_string().contains("--record")));
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 
 pub use self::arguments::{NamingArguments, OutputArguments};
 pub use self::live::{LiveArguments, LiveRun};
@@ -48,8 +48,14 @@ impl Publisher {
     /// # Errors
     /// When one of those fails; the error is one line that names the file.
     pub fn new(arguments: OutputArguments) -> Result<Publisher> {
+        let mut seen = BTreeSet::new();
         for path in arguments.files() {
             file::check_folder(path)?;
+            ensure!(
+                seen.insert(path),
+                "failed to write {}: two outputs go there",
+                path.display()
+            );
         }
         let filter = Filter {
             suppressions: suppressions(&arguments)?,
@@ -225,7 +231,8 @@ fn hidden(hidden: &Hidden) -> String {
             bytes,
             count,
         } => {
-            format!("{bytes} bytes in {count} allocations, {stacks} whole stacks left out")
+            let plural = if *stacks == 1 { "" } else { "s" };
+            format!("{bytes} bytes in {count} allocations, {stacks} whole stack{plural} left out")
         }
     }
 }

@@ -23,6 +23,7 @@ use crate::probes::{ObjectPlan, Search, Wanted, discover};
 use crate::recording::model::Reason;
 use crate::report::{Entry, Report};
 use crate::snapshot::{Snapshot, Usage, WallTime};
+use crate::stderr::say;
 use crate::symbolize::Symbolizer;
 use crate::target::{Exec, MappingEvents, Mappings};
 use crate::tracer::{self, Config, Filter, Storage, Tracer};
@@ -83,8 +84,8 @@ pub fn run(options: &Options) -> Result<u8> {
     }
     if options.verbose {
         unwinding::describe(&tracer);
-        eprintln!(
-            "memleak: armed in {} ms ({:?} probes)",
+        say!(
+            "armed in {} ms ({:?} probes)",
             (monotonic() - begun).as_millis(),
             tracer.attachment()
         );
@@ -118,7 +119,10 @@ pub fn run(options: &Options) -> Result<u8> {
         Ok(End::TooExpensive) => target.see_off(&interrupts)?,
         Err(error) if !is_closed_pipe(&error) => {
             target.leave(&interrupts)?;
-            return Err(error);
+            return Err(match error.is::<io::Error>() {
+                true => error.context("failed to write to the standard output"),
+                false => error,
+            });
         }
         Ok(End::Done) | Err(_) => target.leave(&interrupts)?,
     };
@@ -237,12 +241,12 @@ impl Session<'_> {
     fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
         self.report(older, reason)?;
         let (_, total) = self.overhead.estimate(&self.tracer)?;
-        eprintln!("memleak: overhead: {total}");
+        say!("overhead: {total}");
         let losses = self.tracer.losses();
         unwinding::describe_cut(&self.tracer, &losses.cut);
         let calls = losses.calls;
         if self.options.trace {
-            eprintln!("memleak: {calls} calls were dropped from the trace");
+            say!("{calls} calls were dropped from the trace");
         }
         Ok(End::Done)
     }
@@ -255,7 +259,7 @@ impl Session<'_> {
         }
         let (recent, _) = self.overhead.estimate(&self.tracer)?;
         if self.options.verbose {
-            eprintln!("memleak: overhead: {recent}");
+            say!("overhead: {recent}");
         }
         let Some(limit) = limit else {
             return Ok(false);
@@ -267,8 +271,8 @@ impl Session<'_> {
         if self.expensive < MAX_EXPENSIVE {
             return Ok(false);
         }
-        eprintln!(
-            "memleak: detaching: the overhead stayed above --max-overhead {limit} for \
+        say!(
+            "detaching: the overhead stayed above --max-overhead {limit} for \
              {MAX_EXPENSIVE} intervals ({recent})"
         );
         self.tracer.detach();
@@ -306,7 +310,7 @@ impl Session<'_> {
         self.write_growth(&snapshot)?;
         self.out.flush()?;
         if let Some(warning) = warning(&report.losses) {
-            eprintln!("memleak: warning: {warning}");
+            say!("warning: {warning}");
         }
         Ok(())
     }
@@ -419,10 +423,10 @@ fn config(options: &Options) -> Config {
 fn describe(object: &ObjectPlan) {
     let path = object.shown.display();
     for probe in &object.plan.probes {
-        eprintln!("memleak: {path}: {} {}", probe.names(), probe.site);
+        say!("{path}: {} {}", probe.names(), probe.site);
     }
     if !object.plan.missing.is_empty() {
-        eprintln!("memleak: {path}: lacks {}", object.plan.missing.join(", "));
+        say!("{path}: lacks {}", object.plan.missing.join(", "));
     }
 }
 

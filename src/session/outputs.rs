@@ -15,6 +15,7 @@ use crate::recording::collect::Moment;
 use crate::recording::model::{Header, Headroom, Host, Limit, Reason, Source, Target, TargetKind};
 use crate::report::{Entry, Report};
 use crate::snapshot::{Snapshot, WallTime};
+use crate::stderr::say;
 use crate::target::memory;
 
 /// The first report that ends with the growing stacks: it takes three points to see a rise that goes on.
@@ -95,7 +96,7 @@ impl Outputs {
                 headroom: occasion.pid.and_then(memory::headroom),
             };
             if let Err(error) = self.run.push(&report, moment) {
-                eprintln!("memleak: {error:#}");
+                say!("{error:#}");
                 self.failed = true;
             }
         }
@@ -159,10 +160,7 @@ impl Outputs {
     /// When an output cannot be written.
     pub fn finish(self) -> Result<Option<u8>> {
         let published = self.run.finish()?;
-        published
-            .notes
-            .iter()
-            .for_each(|note| eprintln!("memleak: {note}"));
+        published.notes.iter().for_each(|note| say!("{note}"));
         Ok(published.exit_code.or(self.failed.then_some(1)))
     }
 }

@@ -47,7 +47,7 @@ impl fmt::Display for Estimate {
             Some(share) => write!(f, ", about {:.1}% of the target's CPU time", share * 100.0),
             None => write!(
                 f,
-                ", the target ran too briefly to tell the share of its CPU time"
+                ", the target used too little CPU time to tell the share of it"
             ),
         }
     }

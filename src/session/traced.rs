@@ -9,6 +9,7 @@ use rustix::process::Signal;
 use super::wait::{self, Interrupts, Wake};
 use crate::options::TargetOption;
 use crate::probes::Candidate;
+use crate::stderr::say;
 use crate::target::{Ending, HeldCommand, Mappings, Process, objects_of_command};
 
 /// A process under trace.
@@ -76,7 +77,7 @@ impl Traced {
     /// Lets the target run to its end by itself, which for a command is waited for.
     pub fn see_off(&mut self, interrupts: &Interrupts) -> Result<u8> {
         if let Self::Command(command) = self {
-            wait::wait(interrupts, Some(command.process().as_fd()), &[], None)?;
+            end_or_interrupt(interrupts, command.process())?;
         }
         self.leave(interrupts)
     }
@@ -87,19 +88,30 @@ impl Traced {
         let Self::Command(command) = self else {
             return Ok(0);
         };
+        if !command.has_run() {
+            // still held, it would never see a SIGTERM: it is ended when it is dropped
+            return Ok(1);
+        }
         let process = command.process();
         if !process.has_ended() {
-            eprintln!(
-                "memleak: sending SIGTERM to the command (pid {})",
-                process.pid()
-            );
+            say!("sending SIGTERM to the command (pid {})", process.pid());
             process.signal(Signal::TERM)?;
-            if wait::wait(interrupts, Some(process.as_fd()), &[], None)? == Wake::Interrupt {
-                eprintln!("memleak: sending SIGKILL to the command");
+            if end_or_interrupt(interrupts, process)? == Wake::Interrupt {
+                say!("sending SIGKILL to the command");
                 process.signal(Signal::KILL)?;
             }
         }
         Ok(command.wait().map_or(1, Ending::shell_status))
+    }
+}
+
+/// Waits for one of the two. There are no reports any more, so signals that ask for one are passed over.
+fn end_or_interrupt(interrupts: &Interrupts, process: &Process) -> Result<Wake> {
+    loop {
+        let wake = wait::wait(interrupts, Some(process.as_fd()), &[], None)?;
+        if matches!(wake, Wake::Exit | Wake::Interrupt) {
+            return Ok(wake);
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use anyhow::Result;
 
 use crate::probes::Candidate;
 use crate::snapshot::CutStacks;
+use crate::stderr::say;
 use crate::target::{Mapping, Mappings};
 use crate::tracer::{Code, CodeMapping, Tracer, Unwinder};
 
@@ -68,8 +69,8 @@ impl Unwinding {
 /// Says that stacks may be incomplete, where tables were wanted and can't be had.
 pub fn warn_of_fallback(unwinder: &Unwinder) {
     if let Unwinder::NoTables(why) = unwinder {
-        eprintln!(
-            "memleak: warning: stacks are unwound by frame pointers and may end early: no unwind tables here ({})",
+        say!(
+            "warning: stacks are unwound by frame pointers and may end early: no unwind tables here ({})",
             why.replace('\n', " ")
         );
     }
@@ -78,11 +79,11 @@ pub fn warn_of_fallback(unwinder: &Unwinder) {
 /// Says how stacks are unwound and what that costs.
 pub fn describe(tracer: &Tracer<'_>) {
     if !tracer.wants_tables() {
-        return eprintln!("memleak: unwinding by frame pointers");
+        return say!("unwinding by frame pointers");
     }
     let usage = tracer.table_usage();
-    eprintln!(
-        "memleak: unwinding with tables: {} rows and {} rules of {} files in {} KiB, {} files without",
+    say!(
+        "unwinding with tables: {} rows and {} rules of {} files in {} KiB, {} files without",
         usage.rows,
         usage.rules,
         usage.files,
@@ -105,16 +106,13 @@ pub fn describe_cut(tracer: &Tracer<'_>, cut: &CutStacks) {
         .map(|(count, why)| format!("{count} {why}"))
         .collect();
     match reasons.is_empty() {
-        true => eprintln!("memleak: stacks unwound {by}, none cut short"),
-        false => eprintln!(
-            "memleak: stacks unwound {by}, cut short: {}",
-            reasons.join(", ")
-        ),
+        true => say!("stacks unwound {by}, none cut short"),
+        false => say!("stacks unwound {by}, cut short: {}", reasons.join(", ")),
     }
 }
 
 fn report_progress(done: usize, all: usize) {
-    eprintln!("memleak: reading unwind tables: {done} of {all} files");
+    say!("reading unwind tables: {done} of {all} files");
 }
 
 /// None for what no return address should be looked for in: the kernel's pages for uprobes, where the unwinder puts the

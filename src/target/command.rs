@@ -80,6 +80,11 @@ impl HeldCommand {
         &self.process
     }
 
+    /// Whether it was released, and executes its program or has done so.
+    pub fn has_run(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// Lets the command run.
     ///
     /// # Errors

@@ -72,6 +72,7 @@ pub use usage::Filter;
 use crate::options::{Sampling, Unwind};
 use crate::probes::{ObjectPlan, Operation, Probe};
 use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
+use crate::stderr;
 use crate::trace::Call;
 use attach::ObjectProbes;
 use events::Events;
@@ -655,5 +656,5 @@ fn bytes_of(key: &types::block_key) -> [u8; size_of::<types::block_key>()] {
 }
 
 fn print_libbpf(_level: PrintLevel, message: String) {
-    eprint!("{message}");
+    stderr::write(format_args!("{message}"));
 }
