@@ -18,6 +18,7 @@ Examples:
   memleak -p 1234 -a           show each block's address, size, thread and age as well
   memleak -p 1234 -C 10        only totals per stack, which are cheaper to read
   memleak -p 1234 -s 100       record one allocation in a hundred, and estimate
+  memleak --cache 'ext4*'      without a target: the kernel's allocators, here some caches of theirs
 
 Exit status: 0 done, 1 could not trace, 2 wrong usage; with a command, the command's own
 (128 + signal number if a signal ended it).";
@@ -99,9 +100,25 @@ pub struct Arguments {
     #[command(flatten)]
     pub naming: NamingArguments,
 
-    /// Trace per-CPU allocations of the kernel
+    /// Trace per-CPU allocations as well (kernel)
     #[arg(short = 'P', long, help_heading = "Target")]
     pub percpu: bool,
+
+    /// Show pages that hold files' contents or are mapped into processes as well (kernel)
+    #[arg(long, help_heading = "Target")]
+    pub user_pages: bool,
+
+    /// Only objects of the slab caches that match; kmalloc's all go by the name kmalloc (kernel)
+    #[arg(long, value_name = "GLOB", help_heading = "Report")]
+    pub cache: Option<String>,
+
+    /// Only stacks that pass through a function that matches
+    #[arg(long, value_name = "GLOB", help_heading = "Report")]
+    pub function: Option<String>,
+
+    /// Only stacks that pass through this shared object or kernel module; may be a glob
+    #[arg(long, value_name = "NAME", help_heading = "Report")]
+    pub module: Option<String>,
 
     /// Show at most this many stacks
     #[arg(

@@ -6,6 +6,9 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use wildmatch::WildMatch;
+
+use crate::analysis::select::Selection;
 use crate::cli::{Arguments, SiteChoice, SortKey, UnwindChoice};
 use crate::probes::ProbeAt;
 use crate::publish::LiveArguments;
@@ -69,6 +72,8 @@ pub struct Recording {
     pub sampling: Sampling,
     /// Whether anonymous mappings count.
     pub mappings: bool,
+    /// Whether per-CPU memory of the kernel counts.
+    pub percpu: bool,
     /// Live blocks at the most.
     pub max_allocations: u32,
     /// Distinct stacks at the most.
@@ -92,6 +97,10 @@ pub struct Reporting {
     pub combined_only: bool,
     /// Count only these threads' allocations; empty: all.
     pub tids: Vec<u32>,
+    /// Which stacks to show.
+    pub selection: Selection,
+    /// Whether pages of processes and files are shown in kernel mode.
+    pub user_pages: bool,
 }
 
 /// Everything that the user asked for.
@@ -144,6 +153,8 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
     {
         return Err("--max-overhead must be a percentage above 0".into());
     }
+    let target = validate_target(&arguments)?;
+    refuse_other_target(&arguments, target == TargetOption::Kernel)?;
     Ok(Options {
         max_overhead: arguments.max_overhead,
         interval: Duration::from_secs_f64(arguments.interval),
@@ -166,25 +177,21 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         trace: arguments.trace,
         live: arguments.live.clone(),
         verbose: arguments.verbose,
-        target: validate_target(arguments)?,
+        target,
         recording,
         reporting,
     })
 }
 
-fn validate_target(arguments: Arguments) -> Result<TargetOption, String> {
-    let is_process = arguments.pid.is_some() || arguments.command.is_some();
-    if arguments.percpu && (is_process || !arguments.program.is_empty()) {
-        return Err("--percpu is about the kernel: leave out the process or command".into());
-    }
+fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
     if let Some(pid) = arguments.pid {
         return match pid {
             0 => Err("--pid must be a process id above 0".into()),
             pid => Ok(TargetOption::Process(pid)),
         };
     }
-    if let Some(command) = arguments.command {
-        let words = shell_words::split(&command)
+    if let Some(command) = &arguments.command {
+        let words = shell_words::split(command)
             .map_err(|_| format!("--command has an unclosed quote: {command}"))?;
         return match words.is_empty() {
             true => Err("--command must name a program to run".into()),
@@ -195,8 +202,45 @@ fn validate_target(arguments: Arguments) -> Result<TargetOption, String> {
     }
     match arguments.program.is_empty() {
         true => Ok(TargetOption::Kernel),
-        false => Ok(TargetOption::Command(arguments.program)),
+        false => Ok(TargetOption::Command(arguments.program.clone())),
     }
+}
+
+/// Refuses what would have no effect: options of the kernel with a process, and the other way round.
+fn refuse_other_target(arguments: &Arguments, kernel: bool) -> Result<(), String> {
+    let of_the_kernel = [
+        (arguments.cache.is_some(), "--cache"),
+        (arguments.user_pages, "--user-pages"),
+        (arguments.percpu, "--percpu"),
+    ];
+    let of_processes = [
+        (arguments.obj.is_some(), "--obj"),
+        (!arguments.symbols_prefix.is_empty(), "--symbols-prefix"),
+        (arguments.no_mmap, "--no-mmap"),
+        (arguments.max_overhead.is_some(), "--max-overhead"),
+    ];
+    let given = |options: &[(bool, &'static str)]| {
+        options
+            .iter()
+            .find(|(given, _)| *given)
+            .map(|(_, name)| *name)
+    };
+    match kernel {
+        true => given(&of_processes).map_or(Ok(()), |name| {
+            Err(format!(
+                "{name} needs a process: name one with -p, or a command with -c"
+            ))
+        }),
+        false => given(&of_the_kernel).map_or(Ok(()), |name| {
+            Err(format!(
+                "{name} is for the kernel's allocators: leave out the process or command"
+            ))
+        }),
+    }
+}
+
+fn glob(pattern: &Option<String>) -> Option<WildMatch> {
+    pattern.as_deref().map(WildMatch::new)
 }
 
 fn validate_recording(arguments: &Arguments) -> Result<Recording, String> {
@@ -232,6 +276,7 @@ fn validate_recording(arguments: &Arguments) -> Result<Recording, String> {
         sizes: min..=max,
         sampling,
         mappings: !arguments.no_mmap,
+        percpu: arguments.percpu,
         max_allocations: arguments.max_allocs,
         max_stacks: arguments.stack_storage_size,
         max_depth: arguments.perf_max_stack_depth,
@@ -252,6 +297,12 @@ fn validate_reporting(arguments: &Arguments) -> Result<Reporting, String> {
         show_allocations: arguments.show_allocs,
         combined_only: arguments.combined_only,
         tids: arguments.tid.clone(),
+        selection: Selection {
+            function: glob(&arguments.function),
+            module: glob(&arguments.module),
+            cache: glob(&arguments.cache),
+        },
+        user_pages: arguments.user_pages,
     })
 }
 
@@ -335,6 +386,11 @@ mod tests {
             (vec!["-c", "a 'b"], "--command"),
             (vec!["-c", " "], "--command"),
             (vec!["-p", "1", "--", "prog"], "--pid"),
+            (vec!["-p", "1", "--cache", "dentry"], "--cache"),
+            (vec!["-p", "1", "--user-pages"], "--user-pages"),
+            (vec!["-c", "x", "--percpu"], "--percpu"),
+            (vec!["-O", "x.so"], "--obj"),
+            (vec!["--max-overhead", "5"], "--max-overhead"),
         ] {
             let message = options(&arguments).unwrap_err();
             assert!(message.contains(named), "{arguments:?} gave: {message}");

@@ -23,14 +23,36 @@ pub enum Class {
     Heap,
     /// An anonymous mapping that the program made itself.
     Mmap,
+    /// An object of one of the kernel's slab caches, kmalloc's among them.
+    Slab,
+    /// Pages that the kernel took for itself.
+    Page,
+    /// Memory of which each CPU has its own copy; the size is that of one copy.
+    Percpu,
+    /// Pages that hold files' contents or are mapped into processes.
+    UserPages,
 }
 
 impl Class {
+    /// All of them.
+    pub const ALL: [Class; 6] = [
+        Class::Heap,
+        Class::Mmap,
+        Class::Slab,
+        Class::Page,
+        Class::Percpu,
+        Class::UserPages,
+    ];
+
     /// The name used in options and machine-readable outputs.
     pub fn name(self) -> &'static str {
         match self {
             Class::Heap => "heap",
             Class::Mmap => "mmap",
+            Class::Slab => "slab",
+            Class::Page => "page",
+            Class::Percpu => "percpu",
+            Class::UserPages => "user-pages",
         }
     }
 }
@@ -121,6 +143,8 @@ pub struct Losses {
     pub threads: u64,
     /// Blocks that were replaced because their address was handed out again: a free was missed.
     pub missed_frees: u64,
+    /// Events of the kernel that came while the program for them was at work already, in an interrupt of it.
+    pub events: u64,
     /// Stacks that end before their outermost frame.
     pub cut: CutStacks,
 }

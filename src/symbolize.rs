@@ -2,6 +2,7 @@
 //! Each place in a file is looked up once, however often reports show it.
 
 mod debug_files;
+mod kernel;
 mod perf_map;
 mod separate;
 
@@ -15,6 +16,7 @@ use blazesym::symbolize::source::{Elf, Source};
 use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Resolver};
 
 pub use debug_files::DebugFiles;
+pub use kernel::KernelSymbols;
 
 use debug_files::{Segment, segments};
 use perf_map::PerfMap;

@@ -7,7 +7,9 @@ pub mod gate;
 pub mod growth;
 pub mod history;
 pub mod identity;
+pub mod kernel_memory;
 mod rank;
+pub mod select;
 pub mod suppress;
 pub mod trend;
 

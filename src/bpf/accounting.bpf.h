@@ -47,6 +47,16 @@ static __always_inline __u64 store_stack(const struct stack *stack, __u64 hash)
 	return STACK_NOT_STORED;
 }
 
+/* The key of the totals that a block belongs to. */
+static __always_inline struct combined_key combined_key_of(__u32 tgid, const struct block *block)
+{
+	return (struct combined_key){
+	    .stack = block->stack,
+	    .tgid = tgid,
+	    .memory = trace_kernel ? KERNEL_BLOCK_MEMORY(block->function) : MEMORY_HEAP,
+	};
+}
+
 /* The totals of a stack, made if need be. NULL when there is no room. */
 static __always_inline struct combined *combined_of(const struct combined_key *key)
 {
@@ -70,7 +80,7 @@ static __always_inline void add_to_combined(struct combined *combined, __s64 byt
 /* The totals that a new block is counted under, from then on and when it is released. */
 static __always_inline struct combined *choose_combined(__u32 tgid, struct block *block)
 {
-	struct combined_key key = {.stack = block->stack, .tgid = tgid};
+	struct combined_key key = combined_key_of(tgid, block);
 	struct combined *combined = combined_of(&key);
 
 	if (combined || block->stack == STACK_NOT_STORED)
@@ -94,7 +104,7 @@ static __always_inline bool release_block(const struct block_key *key, struct bl
 	if (bpf_map_delete_elem(&allocs, key))
 		return false;
 	if (count_combined) {
-		struct combined_key totals = {.stack = block->stack, .tgid = key->tgid};
+		struct combined_key totals = combined_key_of(key->tgid, block);
 		struct combined *combined = bpf_map_lookup_elem(&combined_allocs, &totals);
 
 		if (combined)

@@ -185,7 +185,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	}
 
 	call->size = requested_size(arguments, function);
-	wanted = size_is_wanted(call->size) && sampler_picks(thread, call->size);
+	wanted = size_is_wanted(call->size) && sampler_picks(&thread->sampler, call->size);
 	if (!wanted && !call->has_old)
 		return leave_out(ctx, call, sp);
 	return begin_call(call, sp, wanted);

@@ -55,6 +55,15 @@ const volatile bool unwind_with_tables = false;
 /* The kernel has bpf_find_vma (Linux 5.17). */
 const volatile bool can_find_mappings = false;
 
+/* The kernel's own allocations are traced, and not those of processes. */
+const volatile bool trace_kernel = false;
+
+/* memleak's own process, whose allocations in the kernel are left out. */
+const volatile __u32 own_tgid = 0;
+
+/* Bytes of a page. */
+const volatile __u32 page_bytes = 4096;
+
 /* Which slot of `struct combined` takes changes: the lowest bit counts. Written by the tracer. */
 volatile __u32 epoch = 0;
 

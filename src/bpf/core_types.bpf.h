@@ -138,6 +138,24 @@ struct task_struct {
 	struct uprobe_task *utask;
 };
 
+struct kmem_cache {
+	unsigned int object_size;
+	const char *name;
+};
+
+struct page {
+	unsigned long flags;
+};
+
+/* One record for kmalloc and kmem_cache_alloc: Linux up to 6.0; `accounted` since 5.19. */
+struct trace_event_raw_kmem_alloc {
+	bool accounted;
+};
+
+struct trace_event_raw_percpu_alloc_percpu {
+	unsigned long call_site; /* Linux 5.19 */
+};
+
 #pragma clang attribute pop
 
 /* Linux 6.13 to 6.18 declare these without an argument, later ones take the program's context. */

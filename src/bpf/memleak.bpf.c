@@ -4,6 +4,7 @@
  */
 #include "activity.bpf.h"
 #include "calls.bpf.h"
+#include "kernel_tracepoints.bpf.h"
 
 static __always_inline int user_enter(struct pt_regs *ctx)
 {

@@ -39,11 +39,25 @@ struct function {
 	__u64 constant_size;
 };
 
-/* Key of `allocs`. An address means something within one process only. */
+/* What kind of memory a block is. */
+enum memory {
+	MEMORY_HEAP = 0,
+	MEMORY_SLAB = 1,
+	MEMORY_PAGES = 2,
+	MEMORY_PERCPU = 3,
+	MEMORY_USER_PAGES = 4, /* the page cache and what is mapped into processes */
+};
+
+/* `function` of the kernel's blocks: what they are, and of pages, 2 to which power they are. */
+#define KERNEL_BLOCK(memory, order) ((memory) | (order) << 8)
+#define KERNEL_BLOCK_MEMORY(function) ((function)&0xff)
+#define KERNEL_BLOCK_ORDER(function) ((function) >> 8)
+
+/* Key of `allocs`. An address means something within one process only, or to one of the kernel's allocators. */
 struct block_key {
-	__u64 address;
-	__u32 tgid;
-	__u32 zero;
+	__u64 address; /* of pages: that of their struct page */
+	__u32 tgid;    /* 0: the kernel */
+	__u32 memory;  /* enum memory, but MEMORY_PAGES for all pages */
 };
 
 /* Value of `allocs`: one live block. 32 bytes: with its key it just fits the kernel's 96-byte slab. */
@@ -52,7 +66,7 @@ struct block {
 	__u64 time_ns; /* CLOCK_MONOTONIC, when the allocator returned */
 	__u64 stack;
 	__u32 tid;
-	__u32 function; /* row in `functions` */
+	__u32 function; /* row in `functions`; of the kernel's blocks: KERNEL_BLOCK */
 };
 
 /* Value of `stack_traces`, whose key is the stack's hash. */
@@ -66,7 +80,26 @@ struct stack {
 struct combined_key {
 	__u64 stack;
 	__u32 tgid;
-	__u32 zero;
+	__u32 memory; /* enum memory */
+};
+
+/* Value of `stack_caches`: the slab cache that a stack of the kernel allocates from. */
+struct cache_name {
+	char text[32];
+};
+
+/* The kernel's events, as `function` of their call events. */
+enum kernel_event {
+	EVENT_KMALLOC = 0,
+	EVENT_KFREE = 1,
+	EVENT_CACHE_ALLOC = 2,
+	EVENT_CACHE_FREE = 3,
+	EVENT_PAGE_ALLOC = 4,
+	EVENT_PAGE_FREE = 5,
+	EVENT_PERCPU_ALLOC = 6,
+	EVENT_PERCPU_FREE = 7,
+	EVENT_RCU_FREE = 8,
+	EVENT_BULK_FREE = 9,
 };
 
 /*

@@ -41,17 +41,17 @@ static __always_inline __s64 next_sample(void)
 	return ((32ULL << 24) - log2_fixed(random)) * sample_distance >> 28;
 }
 
-static __always_inline bool sampler_picks(struct thread *thread, __u64 size)
+static __always_inline bool sampler_picks(struct sampler *sampler, __u64 size)
 {
 	if (sample_distance) {
-		if (!thread->sampling) {
-			thread->sampling = true;
-			thread->bytes_to_sample = next_sample();
+		if (!sampler->sampling) {
+			sampler->sampling = true;
+			sampler->bytes_to_sample = next_sample();
 		}
-		thread->bytes_to_sample -= size;
-		if (thread->bytes_to_sample >= 0)
+		sampler->bytes_to_sample -= size;
+		if (sampler->bytes_to_sample >= 0)
 			return false;
-		thread->bytes_to_sample = next_sample();
+		sampler->bytes_to_sample = next_sample();
 		return true;
 	}
 	return !sample_below || bpf_get_prandom_u32() < sample_below;

@@ -51,11 +51,16 @@ struct walk {
 	struct cached_rule rules[1 << RULE_CACHE_BITS];
 };
 
+/* Where Poisson sampling stands. */
+struct sampler {
+	__s64 bytes_to_sample; /* means something once `sampling` is set */
+	bool sampling;
+};
+
 /* Uprobe programs can be preempted, so scratch space belongs to the task, not to the CPU. */
 struct thread {
 	struct call call;
-	__s64 bytes_to_sample; /* of Poisson sampling; means something once `sampling` is set */
-	bool sampling;
+	struct sampler sampler;
 	struct stack stack;
 	struct walk walk;
 };

@@ -47,6 +47,13 @@ pub fn warning(losses: &Losses) -> Option<String> {
                 losses.missed_frees
             ),
         ),
+        (
+            losses.events,
+            format!(
+                "{} kernel events not seen, as they came in an interrupt of memleak's own program",
+                losses.events
+            ),
+        ),
     ];
     let parts: Vec<String> = lost
         .into_iter()

@@ -169,7 +169,7 @@ impl Reader {
             "stack {} is out of order",
             line.id
         );
-        let class = [Class::Heap, Class::Mmap]
+        let class = Class::ALL
             .into_iter()
             .find(|class| class.name() == line.class);
         let class =

@@ -1,6 +1,7 @@
 //! The loop of a live run: wait, take a snapshot, report, until count, Ctrl-C or the target's end.
 //! The only place that reads clocks, waits, and prints.
 
+mod kernel;
 mod outputs;
 mod overhead;
 mod traced;
@@ -42,7 +43,7 @@ const MAX_EXPENSIVE: u32 = 2;
 pub fn run(options: &Options) -> Result<u8> {
     let begun = monotonic();
     if options.target == TargetOption::Kernel {
-        anyhow::bail!("kernel mode is not built yet: name a process with -p or a command with -c");
+        return kernel::run(options);
     }
     tracer::check()?;
     let interrupts = Interrupts::catch()?;
@@ -184,7 +185,7 @@ impl Session<'_> {
                 .statistics_end()
                 .unwrap_or(deadline)
                 .min(deadline);
-            let wake = wait::wait(interrupts, process, &descriptors, Some(until))?;
+            let wake = wait::wait(interrupts, Some(process), &descriptors, Some(until))?;
             self.take_in()?;
             self.overhead.end_statistics(&self.tracer)?;
             let older = self.options.reporting.older;
@@ -293,6 +294,7 @@ impl Session<'_> {
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
+        self.select(&mut snapshot)?;
         let report = self.name(&snapshot)?;
         let pid = self.pid;
         let report = self.outputs.take(
@@ -301,7 +303,7 @@ impl Session<'_> {
             Occasion {
                 now_ns,
                 reason,
-                pid,
+                pid: Some(pid),
             },
         );
         write_text(&report, &mut self.out)?;
@@ -315,7 +317,7 @@ impl Session<'_> {
 
     /// Ends a report with the stacks that grow.
     fn write_growth(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let (growing, limit) = self.outputs.growing(self.pid);
+        let (growing, limit) = self.outputs.growing(Some(self.pid));
         let mut findings = Vec::new();
         for (key, growth) in growing {
             if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
@@ -327,6 +329,23 @@ impl Session<'_> {
         }
         let findings = self.outputs.filter_growing(findings);
         Ok(growth::write(&findings, limit, &mut self.out)?)
+    }
+
+    /// Leaves out the stacks that the user doesn't want to see.
+    fn select(&mut self, snapshot: &mut Snapshot) -> Result<()> {
+        let selection = &self.options.reporting.selection;
+        if selection.is_empty() {
+            return Ok(());
+        }
+        let mut kept = Vec::new();
+        for usage in snapshot.usage.drain(..) {
+            let frames = self.entry(&usage, snapshot.monotonic_ns)?.frames;
+            if selection.wants(frames.as_deref().unwrap_or_default(), None) {
+                kept.push(usage);
+            }
+        }
+        snapshot.usage = kept;
+        Ok(())
     }
 
     /// Ranks a snapshot and names what will be shown.
@@ -395,6 +414,7 @@ fn config(options: &Options) -> Config {
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
         unwind: options.unwind,
+        kernel: None,
         verbose: options.verbose,
     }
 }

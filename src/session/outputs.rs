@@ -42,8 +42,8 @@ pub struct Occasion {
     pub now_ns: u64,
     /// Why.
     pub reason: Reason,
-    /// The process whose memory is looked at.
-    pub pid: u32,
+    /// The process whose memory is looked at; none: the kernel.
+    pub pid: Option<u32>,
 }
 
 impl Outputs {
@@ -92,8 +92,8 @@ impl Outputs {
             let moment = Moment {
                 elapsed_ns: occasion.now_ns.saturating_sub(self.began_ns),
                 reason: occasion.reason,
-                rss_bytes: memory::resident_bytes(occasion.pid),
-                headroom: memory::headroom(occasion.pid),
+                rss_bytes: occasion.pid.and_then(memory::resident_bytes),
+                headroom: occasion.pid.and_then(memory::headroom),
             };
             if let Err(error) = self.run.push(&report, moment) {
                 say!("{error:#}");
@@ -126,7 +126,7 @@ impl Outputs {
 
     /// The growing stacks to name, most severe first, and the limit that their times left are about; none before
     /// the third report.
-    pub fn growing(&self, pid: u32) -> (Vec<(Key, Growth)>, Option<Limit>) {
+    pub fn growing(&self, pid: Option<u32>) -> (Vec<(Key, Growth)>, Option<Limit>) {
         let Some(history) = self
             .history
             .as_ref()
@@ -134,7 +134,7 @@ impl Outputs {
         else {
             return (Vec::new(), None);
         };
-        let headroom: Option<Headroom> = memory::headroom(pid);
+        let headroom: Option<Headroom> = pid.and_then(memory::headroom);
         let mut growing = history.growing(headroom.map(|headroom| headroom.bytes));
         growing.truncate(MOST_GROWING);
         (growing, headroom.map(|headroom| headroom.limit))

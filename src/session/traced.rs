@@ -53,7 +53,7 @@ impl Traced {
                 Ok((Self::Command(command), candidates.collect()))
             }
             TargetOption::Kernel => {
-                bail!("kernel mode is not built yet: name a process with -p or a command with -c")
+                bail!("the kernel is no process")
             }
         }
     }
@@ -108,7 +108,7 @@ impl Traced {
 /// Waits for one of the two. There are no reports any more, so signals that ask for one are passed over.
 fn end_or_interrupt(interrupts: &Interrupts, process: &Process) -> Result<Wake> {
     loop {
-        let wake = wait::wait(interrupts, process.as_fd(), &[], None)?;
+        let wake = wait::wait(interrupts, Some(process.as_fd()), &[], None)?;
         if matches!(wake, Wake::Exit | Wake::Interrupt) {
             return Ok(wake);
         }

@@ -95,13 +95,14 @@ pub fn monotonic() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
-/// Waits until something comes, or until the deadline. What ends the session comes first.
+/// Waits until something comes, or until the deadline. What ends the session comes first. Without a target, none
+/// ends.
 ///
 /// # Errors
 /// Fails when the descriptors can't be waited for.
 pub fn wait(
     interrupts: &Interrupts,
-    target: BorrowedFd<'_>,
+    target: Option<BorrowedFd<'_>>,
     reports: &[BorrowedFd<'_>],
     deadline: Option<Duration>,
 ) -> Result<Wake> {
@@ -115,7 +116,10 @@ pub fn wait(
         });
         let mut fds = vec![
             PollFd::from_borrowed_fd(interrupts.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(target, PollFlags::IN),
+            match target {
+                Some(target) => PollFd::from_borrowed_fd(target, PollFlags::IN),
+                None => PollFd::from_borrowed_fd(interrupts.as_fd(), PollFlags::empty()),
+            },
             PollFd::from_borrowed_fd(interrupts.demands.as_fd(), PollFlags::IN),
             PollFd::from_borrowed_fd(interrupts.marks.as_fd(), PollFlags::IN),
         ];

@@ -79,29 +79,43 @@ pub fn activity(map: &impl MapCore) -> Result<Activity> {
 }
 
 /// Sums what the kernel counted of programs.
-#[allow(unsafe_code)] // libbpf-rs reads these figures only for all programs of the machine
 pub fn run_time(programs: &[&ProgramMut<'_>]) -> Result<RunTime> {
     let mut sum = RunTime::default();
     for program in programs {
-        let mut info = libbpf_sys::bpf_prog_info::default();
-        let mut length = u32::try_from(size_of_val(&info))?;
-        // SAFETY: the kernel writes at most `length` bytes to `info`, whose fields are integers and
-        // whose pointers, all null, ask for nothing more.
-        let result = unsafe {
-            libbpf_sys::bpf_prog_get_info_by_fd(
-                program.as_fd().as_raw_fd(),
-                &raw mut info,
-                &raw mut length,
-            )
-        };
-        if result != 0 {
-            return Err(io::Error::from_raw_os_error(-result))
-                .context("failed to read the statistics of a program");
-        }
+        let info = information(program)?;
         sum.runs += info.run_cnt;
         sum.ns += info.run_time_ns;
     }
     Ok(sum)
+}
+
+/// How often programs were due while they were at work already.
+pub fn recursion_misses(programs: &[&ProgramMut<'_>]) -> Result<u64> {
+    let mut sum = 0;
+    for program in programs {
+        sum += information(program)?.recursion_misses;
+    }
+    Ok(sum)
+}
+
+#[allow(unsafe_code)] // libbpf-rs reads these figures only for all programs of the machine
+fn information(program: &ProgramMut<'_>) -> Result<libbpf_sys::bpf_prog_info> {
+    let mut info = libbpf_sys::bpf_prog_info::default();
+    let mut length = u32::try_from(size_of_val(&info))?;
+    // SAFETY: the kernel writes at most `length` bytes to `info`, whose fields are integers and whose
+    // pointers, all null, ask for nothing more.
+    let result = unsafe {
+        libbpf_sys::bpf_prog_get_info_by_fd(
+            program.as_fd().as_raw_fd(),
+            &raw mut info,
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::from_raw_os_error(-result))
+            .context("failed to read the statistics of a program");
+    }
+    Ok(info)
 }
 
 /// See `Tracer::trap_cost`.

@@ -82,6 +82,20 @@ pub fn has_helper(name: &str) -> Result<bool> {
     }))
 }
 
+/// Whether the tracepoint of objects carries their cache (Linux 5.19).
+///
+/// # Errors
+/// Fails when the kernel's type information can't be read.
+pub fn tells_caches() -> Result<bool> {
+    let btf = Btf::from_vmlinux().with_context(|| format!("failed to read {KERNEL_BTF}"))?;
+    let shared: Option<types::Struct<'_>> = btf.type_by_name("trace_event_raw_kmem_alloc");
+    Ok(shared.is_none_or(|record| {
+        record
+            .iter()
+            .any(|member| member.name.is_some_and(|name| name == "accounted"))
+    }))
+}
+
 /// Checks what every kind of tracing needs.
 ///
 /// # Errors

@@ -6,6 +6,7 @@ mod batch;
 mod cost;
 mod events;
 mod kernel;
+mod kernel_events;
 mod ranges;
 mod sampling;
 mod unwind_tables;
@@ -32,6 +33,8 @@ mod skel {
     unsafe impl plain::Plain for types::combined {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::stack {}
+    // SAFETY: as above.
+    unsafe impl plain::Plain for types::cache_name {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::range_event {}
     // SAFETY: as above; unwind.h keeps these so.
@@ -62,6 +65,7 @@ use libbpf_rs::{
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
 use kernel::Features;
 pub use kernel::{Attachment, check};
+pub use kernel_events::{KernelEvents, UnseenFrees};
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
@@ -100,6 +104,8 @@ pub struct Config {
     pub max_depth: u32,
     /// How stacks are unwound.
     pub unwind: Unwind,
+    /// Trace the kernel's own allocators, and no process.
+    pub kernel: Option<KernelEvents>,
     /// Pass on what libbpf says.
     pub verbose: bool,
 }
@@ -209,6 +215,39 @@ impl<'obj> Tracer<'obj> {
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
+    }
+
+    /// Attaches to the kernel's allocators. Gives the frees that will not be seen.
+    ///
+    /// # Errors
+    /// Fails when the kernel lacks one of the tracepoints, or refuses.
+    pub fn attach_kernel(&mut self) -> Result<Vec<UnseenFrees>> {
+        let events = self.config.kernel.unwrap_or_default();
+        let (links, unseen) = kernel_events::attach(&self.skel.progs, events)?;
+        self.links.extend(links);
+        Ok(unseen)
+    }
+
+    /// Whether the kernel tells which cache an object comes from.
+    ///
+    /// # Errors
+    /// Fails when the kernel's type information can't be read.
+    pub fn tells_caches(&self) -> Result<bool> {
+        kernel::tells_caches()
+    }
+
+    /// The slab cache that a stack of the kernel allocates from, where the kernel tells.
+    ///
+    /// # Errors
+    /// Fails when the map can't be read.
+    pub fn cache_of(&self, id: StackId) -> Result<Option<String>> {
+        let value = self
+            .skel
+            .maps
+            .stack_caches
+            .lookup(&id.0.to_ne_bytes(), MapFlags::ANY)
+            .context("failed to read a cache's name")?;
+        Ok(value.and_then(|bytes| kernel_events::cache_name(&bytes)))
     }
 
     /// Whether stacks are unwound with tables, which [`Tracer::load_tables`] and [`Tracer::set_code`] provide.
@@ -329,6 +368,9 @@ impl<'obj> Tracer<'obj> {
     pub fn take_calls(&mut self) -> Result<Vec<Call>> {
         self.events.drain()?;
         Ok(self.events.take_calls(|row| {
+            if self.config.kernel.is_some() {
+                return kernel_events::name(row).to_owned();
+            }
             self.functions
                 .get(row as usize)
                 .map_or_else(|| format!("#{row}"), Probe::names)
@@ -392,6 +434,10 @@ impl<'obj> Tracer<'obj> {
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,
+            events: match self.config.kernel {
+                Some(_) => kernel_events::missed(&self.skel.progs),
+                None => 0,
+            },
             cut: cut_stacks(&data.stacks_cut),
         }
     }
@@ -530,6 +576,9 @@ fn configure(
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;
+    rodata.trace_kernel = config.kernel.is_some();
+    rodata.own_tgid = std::process::id();
+    rodata.page_bytes = u32::try_from(rustix::param::page_size())?;
 
     let maps = &mut open.maps;
     maps.allocs.set_max_entries(config.max_allocations)?;
@@ -554,14 +603,23 @@ fn configure(
     maps.threads.set_autocreate(features.task_storage)?;
     maps.threads_by_id.set_autocreate(!features.task_storage)?;
     maps.idle_thread.set_autocreate(!features.task_storage)?;
-    if !features.growing_maps {
+    maps.stack_caches.set_max_entries(match config.kernel {
+        Some(_) => config.max_stacks,
+        None => 1,
+    })?;
+    // in the middle of the kernel's allocators nothing may be allocated
+    if !features.growing_maps || config.kernel.is_some() {
         maps.allocs.set_map_flags(0)?;
         maps.stack_traces.set_map_flags(0)?;
         maps.combined_allocs.set_map_flags(0)?;
     }
 
     for mut program in open.open_object_mut().progs_mut() {
-        let wanted = attach::uses(features.attachment, &program.name().to_string_lossy());
+        let name = program.name().to_string_lossy();
+        let wanted = match config.kernel {
+            Some(events) => events.uses(&name),
+            None => attach::uses(features.attachment, &name),
+        };
         program.set_autoload(wanted);
     }
     Ok(())

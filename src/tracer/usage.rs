@@ -63,7 +63,11 @@ impl<'a> Tally<'a> {
 
     /// Adds a block, if it belongs to the snapshot.
     pub fn add_block(&mut self, key: &types::block_key, block: &types::block) {
-        let group = (key.tgid, Class::Heap, StackId(block.stack));
+        let group = (
+            key.tgid,
+            class(block.function & 0xff, key.memory),
+            StackId(block.stack),
+        );
         let Some(age_ns) = self.age(block.time_ns, block.tid) else {
             return;
         };
@@ -103,11 +107,11 @@ impl<'a> Tally<'a> {
     pub fn finish(self) -> Vec<Usage> {
         let weight = self.weight;
         let figures = |sum: &Sum, class| match (class, weight) {
-            (Class::Mmap, _) | (Class::Heap, Weight::One) => (
+            (Class::Mmap, _) | (_, Weight::One) => (
                 sum.bytes.max(0).cast_unsigned(),
                 sum.count.max(0).cast_unsigned(),
             ),
-            (Class::Heap, _) => (
+            _ => (
                 sum.estimated_bytes.round() as u64,
                 sum.estimated_count.round() as u64,
             ),
@@ -186,11 +190,25 @@ pub fn add_settled_slot(map: &impl MapCore, slot: usize, tally: &mut Tally<'_>) 
     Ok(())
 }
 
+/// `kernel` is what the programs call a block of the kernel; `space` tells whether it is one.
+fn class(kernel: u32, space: u32) -> Class {
+    use types::memory;
+    if memory(space) == memory::MEMORY_HEAP {
+        return Class::Heap;
+    }
+    match memory(kernel) {
+        memory::MEMORY_PAGES => Class::Page,
+        memory::MEMORY_PERCPU => Class::Percpu,
+        memory::MEMORY_USER_PAGES => Class::UserPages,
+        _ => Class::Slab,
+    }
+}
+
 fn read_slot(map: &impl MapCore, slot: usize) -> Result<HashMap<Key, (i64, i64)>> {
     let mut totals = HashMap::new();
     batch::for_each(map, |key: &types::combined_key, value: &types::combined| {
         totals.insert(
-            (key.tgid, Class::Heap, StackId(key.stack)),
+            (key.tgid, class(key.memory, key.memory), StackId(key.stack)),
             (value.bytes[slot], value.count[slot]),
         );
     })?;

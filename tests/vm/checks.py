@@ -60,7 +60,7 @@ def module_stack(size, function):
 KERNEL_LEAKS = (
     module_stack(1 << 20, "leak_large"),
     module_stack(96, "leak_small"),
-    module_stack(528, "leak_object"),
+    module_stack(520, "leak_object"),
     module_stack(4 * 4096, "leak_pages"),
 )
 

@@ -1,0 +1,163 @@
+//! The kernel's allocators: which programs are attached where, and what can't be seen on this kernel.
+//! What the programs do with an event is theirs alone.
+
+use anyhow::{Context as _, Result};
+use libbpf_rs::{Link, ProgramMut};
+
+use super::cost;
+use super::skel::{MemleakProgs, types};
+
+/// Which of the kernel's allocators are traced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KernelEvents {
+    /// Per-CPU memory as well as slabs and pages.
+    pub percpu: bool,
+}
+
+/// Frees that this kernel does not tell of: their blocks look live until their address is handed out again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UnseenFrees {
+    /// Through kfree_rcu.
+    Rcu,
+    /// Through kmem_cache_free_bulk.
+    Bulk,
+}
+
+impl UnseenFrees {
+    /// The kernel's function.
+    pub fn function(self) -> &'static str {
+        match self {
+            Self::Rcu => "kfree_rcu",
+            Self::Bulk => "kmem_cache_free_bulk",
+        }
+    }
+}
+
+impl KernelEvents {
+    /// Whether a program is one of those that are needed.
+    pub fn uses(self, program: &str) -> bool {
+        match program.strip_prefix("kernel_") {
+            Some("percpu_alloc" | "percpu_free") => self.percpu,
+            Some(_) => true,
+            None => false,
+        }
+    }
+}
+
+/// Attaches the programs; also gives the frees that can't be seen.
+///
+/// # Errors
+/// Fails when the kernel lacks one of the tracepoints that all kernels have, or refuses.
+pub fn attach(
+    programs: &MemleakProgs<'_>,
+    events: KernelEvents,
+) -> Result<(Vec<Link>, Vec<UnseenFrees>)> {
+    let mut links = Vec::new();
+    let mut unseen = Vec::new();
+    // frees first: one that is not seen would leave its block in the report
+    let probed = [
+        (
+            &programs.kernel_rcu_free,
+            "kvfree_call_rcu",
+            UnseenFrees::Rcu,
+        ),
+        (
+            &programs.kernel_bulk_free,
+            "kmem_cache_free_bulk",
+            UnseenFrees::Bulk,
+        ),
+    ];
+    for (program, function, what) in probed {
+        match program.attach_kprobe(false, function) {
+            Ok(link) => links.push(link),
+            Err(_) => unseen.push(what),
+        }
+    }
+    let mut tracepoints: Vec<(&ProgramMut<'_>, &str)> = vec![
+        (&programs.kernel_kfree, "kfree"),
+        (&programs.kernel_cache_free, "kmem_cache_free"),
+        (&programs.kernel_page_free, "mm_page_free"),
+        (&programs.kernel_kmalloc, "kmalloc"),
+        (&programs.kernel_cache_alloc, "kmem_cache_alloc"),
+        (&programs.kernel_page_alloc, "mm_page_alloc"),
+    ];
+    if events.percpu {
+        tracepoints.push((&programs.kernel_percpu_free, "percpu_free_percpu"));
+        tracepoints.push((&programs.kernel_percpu_alloc, "percpu_alloc_percpu"));
+    }
+    for (program, tracepoint) in tracepoints {
+        let link = program.attach_raw_tracepoint(tracepoint).with_context(|| {
+            format!("failed to attach to the kernel's tracepoint `{tracepoint}`")
+        })?;
+        links.push(link);
+    }
+    // Linux up to 6.0; later ones report these calls as the others
+    let optional = [
+        (&programs.kernel_kmalloc_node, "kmalloc_node"),
+        (&programs.kernel_cache_alloc_node, "kmem_cache_alloc_node"),
+    ];
+    links.extend(
+        optional
+            .into_iter()
+            .filter_map(|(program, tracepoint)| program.attach_raw_tracepoint(tracepoint).ok()),
+    );
+    Ok((links, unseen))
+}
+
+/// Events that came while their program was at work on the same CPU, which the kernel counts and leaves out.
+pub fn missed(programs: &MemleakProgs<'_>) -> u64 {
+    let all = [
+        &programs.kernel_kmalloc,
+        &programs.kernel_kmalloc_node,
+        &programs.kernel_kfree,
+        &programs.kernel_cache_alloc,
+        &programs.kernel_cache_alloc_node,
+        &programs.kernel_cache_free,
+        &programs.kernel_page_alloc,
+        &programs.kernel_page_free,
+    ];
+    cost::recursion_misses(&all).unwrap_or(0)
+}
+
+/// The name that `--trace` gives an event.
+pub fn name(event: u32) -> &'static str {
+    match types::kernel_event(event) {
+        types::kernel_event::EVENT_KMALLOC => "kmalloc",
+        types::kernel_event::EVENT_KFREE => "kfree",
+        types::kernel_event::EVENT_CACHE_ALLOC => "kmem_cache_alloc",
+        types::kernel_event::EVENT_CACHE_FREE => "kmem_cache_free",
+        types::kernel_event::EVENT_PAGE_ALLOC => "alloc_pages",
+        types::kernel_event::EVENT_PAGE_FREE => "free_pages",
+        types::kernel_event::EVENT_PERCPU_ALLOC => "alloc_percpu",
+        types::kernel_event::EVENT_PERCPU_FREE => "free_percpu",
+        types::kernel_event::EVENT_RCU_FREE => "kfree_rcu",
+        types::kernel_event::EVENT_BULK_FREE => "kmem_cache_free_bulk",
+        _ => "[unknown]",
+    }
+}
+
+/// The text of a name as the programs store it; none when it is empty.
+pub fn cache_name(value: &[u8]) -> Option<String> {
+    let end = value.iter().position(|byte| *byte == 0)?;
+    (end > 0).then(|| String::from_utf8_lossy(&value[..end]).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_programs_are_not_loaded_in_kernel_mode() {
+        let slabs = KernelEvents { percpu: false };
+        assert!(slabs.uses("kernel_kmalloc"));
+        assert!(!slabs.uses("kernel_percpu_alloc"));
+        assert!(!slabs.uses("user_session"));
+        assert!(KernelEvents { percpu: true }.uses("kernel_percpu_free"));
+    }
+
+    #[test]
+    fn names_end_at_the_first_zero() {
+        assert_eq!(cache_name(b"dentry\0\0").as_deref(), Some("dentry"));
+        assert_eq!(cache_name(b"\0\0"), None);
+    }
+}

@@ -1,0 +1,132 @@
+//! Kernel mode: what a known trigger allocates in the kernel is counted to the object, and goes away again.
+//! Only this thread's allocations are looked at, as the machine is never quiet.
+
+mod common;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+
+use common::memleak;
+use common::process::Running;
+use common::report::{self, Report};
+use common::require_root;
+use rustix::process::Signal;
+use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+
+/// How many of each are opened.
+const COUNT: u64 = 137;
+
+/// Reports to wait for what the kernel frees only after all CPUs have moved on.
+const MOST_REPORTS: usize = 2000;
+
+/// memleak on the kernel's allocators, counting what this thread makes; reports come on demand.
+fn trace(options: &[&str]) -> Running {
+    let tid = rustix::thread::gettid().as_raw_nonzero().to_string();
+    let mut command = memleak::command();
+    command.args(["-v", "--no-growth", "-o", "0", "-T", memleak::ALL_STACKS]);
+    command.args(["--tid", &tid]).args(options);
+    command.arg(memleak::NEVER);
+    memleak::armed(&mut command)
+}
+
+/// Ends the tracer; its last report.
+fn last_report(tracer: Running) -> Report {
+    tracer.signal(Signal::INT);
+    memleak::last_report(&memleak::finish_well(tracer))
+}
+
+/// Objects of a cache that this thread holds after `open`, and whether they go when they are dropped.
+fn assert_counted<T>(cache: &str, function: &str, objects: u64, open: impl Fn() -> T) {
+    require_root();
+    let options = ["--cache", cache, "--function", function];
+    let tracer = trace(&options);
+    let held = open();
+    let report = last_report(tracer);
+    assert_eq!(report.total().count, objects, "{report:#?}");
+    drop(held);
+
+    let mut tracer = trace(&options);
+    drop(open());
+    for _ in 0..MOST_REPORTS {
+        tracer.signal(Signal::USR1);
+        tracer.stdout_line("report", report::is_header);
+        // a report is known to be complete when the next one begins
+        let complete = report::parse(tracer.seen()).into_iter().rev().nth(1);
+        if complete.is_some_and(|report| report.total().count == 0) {
+            last_report(tracer);
+            return;
+        }
+    }
+    tracer.fail("the objects stayed");
+}
+
+fn many<T>(open: impl Fn() -> T) -> Vec<T> {
+    (0..COUNT).map(|_| open()).collect()
+}
+
+#[test]
+fn pipes() {
+    let open = || rustix::pipe::pipe().expect("a pipe");
+    assert_counted("filp", "*pipe*", 2 * COUNT, || many(open));
+}
+
+#[test]
+fn timers() {
+    let open = || -> OwnedFd {
+        timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).expect("a timer")
+    };
+    assert_counted("filp", "*timerfd_create", COUNT, || many(open));
+}
+
+#[test]
+fn sockets() {
+    let open = || UnixDatagram::unbound().expect("a socket");
+    assert_counted("sock_inode_cache", "*socket*", COUNT, || many(open));
+}
+
+#[test]
+fn the_page_cache_is_no_leak() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a directory");
+    let write = || {
+        let mut file = File::create(folder.path().join("file")).expect("a file");
+        let block = vec![1; 1 << 20];
+        for _ in 0..64 {
+            file.write_all(&block).expect("written");
+        }
+    };
+    let tracer = trace(&[]);
+    write();
+    tracer.signal(Signal::INT);
+    let finished = memleak::finish_well(tracer);
+    let report = memleak::last_report(&finished);
+    // what is left is the kernel's own, such as the nodes that find the pages
+    assert!(report.total().bytes < 16 << 20, "{report:#?}");
+    let hidden = finished
+        .stderr
+        .iter()
+        .find(|line| line.contains("--user-pages"))
+        .expect("a line about hidden pages");
+    let bytes = hidden
+        .split(' ')
+        .find_map(|word| word.parse::<u64>().ok())
+        .expect("a number");
+    assert!(bytes >= 64 << 20, "{hidden}");
+
+    let tracer = trace(&["--user-pages"]);
+    write();
+    let report = last_report(tracer);
+    assert!(report.total().bytes >= 64 << 20, "{report:#?}");
+}
+
+#[test]
+fn options_of_processes_are_refused() {
+    for option in [["-O", "libc.so.6"], ["--max-overhead", "5"]] {
+        let finished = memleak::run(option);
+        assert_eq!(finished.status.code(), Some(2), "{finished:#?}");
+        assert_eq!(finished.stderr.len(), 1, "{finished:#?}");
+        assert!(finished.stderr[0].contains("-p"), "{finished:#?}");
+    }
+}
