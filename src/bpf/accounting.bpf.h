@@ -51,9 +51,9 @@ static __always_inline __u64 store_stack(const struct stack *stack, __u64 hash)
 static __always_inline struct combined_key combined_key_of(__u32 tgid, const struct block *block)
 {
 	return (struct combined_key){
-	    .stack = block->stack,
-	    .tgid = tgid,
-	    .memory = trace_kernel ? KERNEL_BLOCK_MEMORY(block->function) : MEMORY_HEAP,
+		.stack = block->stack,
+		.tgid = tgid,
+		.memory = trace_kernel ? KERNEL_BLOCK_MEMORY(block->function) : MEMORY_HEAP,
 	};
 }
 

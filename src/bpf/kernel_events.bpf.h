@@ -150,8 +150,8 @@ static __always_inline bool kernel_sampler_picks(__u64 size)
 static __always_inline struct block_key kernel_key(__u64 address, __u32 memory)
 {
 	return (struct block_key){
-	    .address = address,
-	    .memory = memory == MEMORY_USER_PAGES ? MEMORY_PAGES : memory,
+		.address = address,
+		.memory = memory == MEMORY_USER_PAGES ? MEMORY_PAGES : memory,
 	};
 }
 
@@ -190,11 +190,11 @@ static __always_inline void kernel_freed(__u64 address, __u32 memory, __u32 even
 static __always_inline void pages_allocated(void *ctx, __u64 page, __u32 order, __u32 gfp)
 {
 	struct kernel_block new = {
-	    .address = page,
-	    .size = (__u64)page_bytes << (order & 31),
-	    .memory = gfp & GFP_MOVABLE ? MEMORY_USER_PAGES : MEMORY_PAGES,
-	    .order = order,
-	    .event = EVENT_PAGE_ALLOC,
+		.address = page,
+		.size = (__u64)page_bytes << (order & 31),
+		.memory = gfp & GFP_MOVABLE ? MEMORY_USER_PAGES : MEMORY_PAGES,
+		.order = order,
+		.event = EVENT_PAGE_ALLOC,
 	};
 
 	kernel_allocated(ctx, &new);
@@ -225,8 +225,9 @@ static __always_inline bool take_pages(__u64 head, __u32 order, __u64 bytes)
 }
 
 /*
- * Pages can be freed in parts (alloc_pages_exact gives the rest back at once): what is not the head of a block
- * may lie in a larger one, whose head is aligned to its size. The first struct page is aligned to more than that.
+ * Pages can be freed in parts (alloc_pages_exact gives the rest back at once): what is not the head of a
+ * block may lie in a larger one, whose head is aligned to its size. The first struct page is aligned to more
+ * than that.
  */
 static __always_inline void pages_freed(__u64 page, __u32 order)
 {

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
 /*
- * The programs of kernel mode: raw tracepoints, whose arguments are all plain numbers, and what no tracepoint tells.
- * Each reads its arguments, which moved over the kernels' versions, and makes one call.
+ * The programs of kernel mode: raw tracepoints, whose arguments are all plain numbers, and what no tracepoint
+ * tells. Each reads its arguments, which moved over the kernels' versions, and makes one call.
  */
 #ifndef KERNEL_TRACEPOINTS_BPF_H
 #define KERNEL_TRACEPOINTS_BPF_H
 
 #include "kernel_events.bpf.h"
 
-/* Linux 5.19 put the cache in front of the sizes, 6.1 gave kmalloc and kmem_cache_alloc records of their own. */
+/* Linux 5.19 put the cache in front of the sizes, 6.1 gave kmalloc and kmem_cache_alloc records of their own.
+ */
 #define shared_record() bpf_core_type_exists(struct trace_event_raw_kmem_alloc)
 #define shared_with_cache() bpf_core_field_exists(struct trace_event_raw_kmem_alloc, accounted)
 #define percpu_has_call_site() bpf_core_field_exists(struct trace_event_raw_percpu_alloc_percpu, call_site)
@@ -23,7 +24,8 @@
 
 static __always_inline int kmalloc_event(__u64 *ctx)
 {
-	struct kernel_block new = {.address = argument_of(ctx, 1), .memory = MEMORY_SLAB, .event = EVENT_KMALLOC};
+	struct kernel_block new = {
+		.address = argument_of(ctx, 1), .memory = MEMORY_SLAB, .event = EVENT_KMALLOC};
 
 	if (shared_record() && shared_with_cache())
 		new.size = argument_of(ctx, 3);
@@ -35,7 +37,8 @@ static __always_inline int kmalloc_event(__u64 *ctx)
 
 static __always_inline int cache_alloc_event(__u64 *ctx)
 {
-	struct kernel_block new = {.address = argument_of(ctx, 1), .memory = MEMORY_SLAB, .event = EVENT_CACHE_ALLOC};
+	struct kernel_block new = {
+		.address = argument_of(ctx, 1), .memory = MEMORY_SLAB, .event = EVENT_CACHE_ALLOC};
 
 	if (shared_record() && !shared_with_cache()) {
 		new.size = argument_of(ctx, 2);

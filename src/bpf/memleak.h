@@ -53,7 +53,8 @@ enum memory {
 #define KERNEL_BLOCK_MEMORY(function) ((function)&0xff)
 #define KERNEL_BLOCK_ORDER(function) ((function) >> 8)
 
-/* Key of `allocs`. An address means something within one process only, or to one of the kernel's allocators. */
+/* Key of `allocs`. An address means something within one process only, or to one of the kernel's allocators.
+ */
 struct block_key {
 	__u64 address; /* of pages: that of their struct page */
 	__u32 tgid;    /* 0: the kernel */

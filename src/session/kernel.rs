@@ -20,6 +20,7 @@ use crate::output::{growth, warning, write_call, write_text};
 use crate::recording::model::Reason;
 use crate::report::{Entry, Frame, Report};
 use crate::snapshot::{Class, Snapshot, StackId, Usage};
+use crate::stderr::say;
 use crate::symbolize::KernelSymbols;
 use crate::tracer::{self, Config, Filter, KernelEvents, Storage, Tracer};
 
@@ -34,8 +35,8 @@ pub fn run(options: &Options) -> Result<u8> {
     let outputs = Outputs::open(options, None, wall_time(), monotonic_ns())?;
     let symbols = KernelSymbols::read()?;
     if symbols.is_empty() {
-        eprintln!(
-            "memleak: warning: the kernel hides its addresses: functions stay unknown, and pages of slabs are \
+        say!(
+            "warning: the kernel hides its addresses: functions stay unknown, and pages of slabs are \
              counted beside their objects; set kernel.kptr_restrict to 0 or 1, and run as root"
         );
     }
@@ -57,15 +58,15 @@ pub fn run(options: &Options) -> Result<u8> {
     let unseen = tracer.attach_kernel()?;
     if !unseen.is_empty() {
         let functions: Vec<&str> = unseen.iter().map(|unseen| unseen.function()).collect();
-        eprintln!(
-            "memleak: warning: this kernel does not tell of frees through {}: such blocks are shown until \
+        say!(
+            "warning: this kernel does not tell of frees through {}: such blocks are shown until \
              their address is used again",
             functions.join(" and ")
         );
     }
     if options.verbose {
-        eprintln!(
-            "memleak: armed in {} ms (raw tracepoints)",
+        say!(
+            "armed in {} ms (raw tracepoints)",
             (monotonic() - begun).as_millis()
         );
     }
@@ -141,7 +142,7 @@ impl KernelSession<'_> {
         self.report(Reason::Interval)?;
         if self.options.trace {
             let calls = self.tracer.losses().calls;
-            eprintln!("memleak: {calls} calls were dropped from the trace");
+            say!("{calls} calls were dropped from the trace");
         }
         Ok(())
     }
@@ -173,13 +174,14 @@ impl KernelSession<'_> {
         self.write_growth(&snapshot)?;
         self.out.flush()?;
         if hidden.count > 0 {
-            eprintln!(
-                "memleak: {} bytes in {} pages of processes and files are not shown (--user-pages shows them)",
-                hidden.bytes, hidden.count
+            say!(
+                "{} bytes in {} pages of processes and files are not shown (--user-pages shows them)",
+                hidden.bytes,
+                hidden.count
             );
         }
         if let Some(warning) = warning(&report.losses) {
-            eprintln!("memleak: warning: {warning}");
+            say!("warning: {warning}");
         }
         Ok(())
     }
