@@ -58,6 +58,13 @@ pub fn run(arguments: ReportArguments) -> Result<u8> {
         bail!("failed to print the text report: another output goes to the standard output");
     }
     let mut recording = read(&arguments.files)?;
+    // a build must not pass because there was nothing to judge
+    if recording.snapshots.is_empty() && !arguments.output.fail_on.is_empty() {
+        bail!(
+            "failed to judge --fail-on: there is no report in {}",
+            names(&arguments.files)
+        );
+    }
     for folder in &arguments.naming.debug_dirs {
         name_frames(&mut recording, folder)?;
     }

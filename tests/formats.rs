@@ -559,6 +559,19 @@ fn a_damaged_recording_is_reported_as_far_as_it_is_whole() {
 }
 
 #[test]
+fn a_gate_does_not_pass_for_want_of_reports() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("begun.jsonl");
+    let whole = fs::read_to_string(fixture(RECORDING)).unwrap();
+    let header = whole.lines().next().unwrap();
+    fs::write(&path, format!("{header}\n")).unwrap();
+    let output = report(path.to_str().unwrap(), &["--fail-on", "leak"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("there is no report in"), "{stderr}");
+}
+
+#[test]
 fn several_files_are_parts_of_one_run() {
     let output = Command::new(env!("CARGO_BIN_EXE_memleak"))
         .arg("report")

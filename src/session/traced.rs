@@ -33,12 +33,7 @@ impl Traced {
                 if process.has_ended() {
                     bail!("process {pid} has ended");
                 }
-                read.with_context(|| {
-                    format!(
-                        "failed to read the memory map of process {pid}: it is another user's, \
-                         which takes CAP_SYS_PTRACE as well"
-                    )
-                })?;
+                read.with_context(|| unreadable_map(*pid))?;
                 let candidates = mapped_objects(mappings, *pid);
                 Ok((Self::Process(process), candidates))
             }
@@ -113,6 +108,14 @@ fn end_or_interrupt(interrupts: &Interrupts, process: &Process) -> Result<Wake> 
             return Ok(wake);
         }
     }
+}
+
+fn unreadable_map(pid: u32) -> String {
+    let hint = match rustix::process::geteuid().is_root() {
+        true => "",
+        false => " (another user's takes CAP_SYS_PTRACE as well)",
+    };
+    format!("failed to read the memory map of process {pid}{hint}")
 }
 
 fn mapped_objects(mappings: &Mappings, pid: u32) -> Vec<Candidate> {
