@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 
 use super::outputs::{Occasion, Outputs};
 use super::wait::{self, Interrupts, Wake, monotonic};
-use super::{config, is_closed_pipe, key_of, monotonic_ns, wall_time};
+use super::{config, is_closed_pipe, key_of, monotonic_ns, report_of, wall_time};
 use crate::analysis::findings::Finding;
 use crate::analysis::kernel_memory::{Account, account};
 use crate::analysis::rank;
@@ -224,17 +224,7 @@ impl KernelSession<'_> {
         for usage in &ranking.shown {
             entries.push(self.entry(usage)?);
         }
-        Ok(Report {
-            time: snapshot.time,
-            top: reporting.top,
-            allocations: ranking.allocations,
-            entries,
-            total_stacks: ranking.total_stacks,
-            total_bytes: ranking.total_bytes,
-            total_count: ranking.total_count,
-            estimated: snapshot.estimated,
-            losses: snapshot.losses,
-        })
+        Ok(report_of(snapshot, ranking, entries, reporting.top))
     }
 
     /// Ends a report with the stacks that grow.

@@ -16,7 +16,7 @@ use anyhow::Result;
 
 use crate::analysis::findings::Finding;
 use crate::analysis::history::Key;
-use crate::analysis::rank;
+use crate::analysis::{Ranking, rank};
 use crate::options::{Options, Sampling, TargetOption};
 use crate::output::{growth, warning, write_call, write_text};
 use crate::probes::{ObjectPlan, Search, Wanted, discover};
@@ -358,17 +358,7 @@ impl Session<'_> {
             entries.push(self.entry(usage, snapshot.monotonic_ns)?);
         }
         self.symbolizer.rest();
-        Ok(Report {
-            time: snapshot.time,
-            top: reporting.top,
-            allocations: ranking.allocations,
-            entries,
-            total_stacks: ranking.total_stacks,
-            total_bytes: ranking.total_bytes,
-            total_count: ranking.total_count,
-            estimated: snapshot.estimated,
-            losses: snapshot.losses,
-        })
+        Ok(report_of(snapshot, ranking, entries, reporting.top))
     }
 
     /// Names what a stack holds, as of a time.
@@ -398,6 +388,21 @@ fn key_of(usage: &Usage) -> Key {
 
 fn monotonic_ns() -> u64 {
     u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A report of a snapshot, once what it shows has names.
+fn report_of(snapshot: &Snapshot, ranking: Ranking, entries: Vec<Entry>, top: usize) -> Report {
+    Report {
+        time: snapshot.time,
+        top,
+        allocations: ranking.allocations,
+        entries,
+        total_stacks: ranking.total_stacks,
+        total_bytes: ranking.total_bytes,
+        total_count: ranking.total_count,
+        estimated: snapshot.estimated,
+        losses: snapshot.losses,
+    }
 }
 
 fn config(options: &Options) -> Config {
