@@ -79,6 +79,15 @@ pub struct Entry {
     pub frames: Option<Vec<Frame>>,
 }
 
+/// One live block, as reports list it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedAllocation {
+    /// The block.
+    pub allocation: Allocation,
+    /// The kernel's slab cache that it comes from, where it comes from a named one.
+    pub cache: Option<Arc<str>>,
+}
+
 /// What is outstanding at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
@@ -87,7 +96,7 @@ pub struct Report {
     /// How many stacks were asked for.
     pub top: usize,
     /// All live blocks, smallest first, if they were asked for.
-    pub allocations: Vec<Allocation>,
+    pub allocations: Vec<ListedAllocation>,
     /// The entries that were asked for, smallest first, as the text report prints them.
     pub entries: Vec<Entry>,
     /// Stacks with outstanding memory, shown or not.

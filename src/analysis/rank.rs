@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 
 use crate::cli::SortKey;
-use crate::snapshot::{Allocation, Snapshot, Usage};
+use crate::snapshot::{Allocation, Snapshot, StackId, Usage};
 
 /// The part of a snapshot that a report shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,8 +17,8 @@ pub struct Ranking {
     pub total_bytes: u64,
     /// Allocations of all of them.
     pub total_count: u64,
-    /// All blocks, shown or not, smallest first; empty unless they were asked for.
-    pub allocations: Vec<Allocation>,
+    /// All blocks with their stacks, shown or not, smallest first; empty unless they were asked for.
+    pub allocations: Vec<(StackId, Allocation)>,
 }
 
 /// Ranks what is outstanding and keeps the `top` largest.
@@ -32,12 +32,13 @@ pub fn rank(snapshot: &Snapshot, sort: SortKey, top: usize) -> Ranking {
     let mut shown: Vec<Usage> = snapshot.usage.clone();
     shown.sort_by(|one, other| compare(one, other, sort));
     shown.drain(..shown.len().saturating_sub(top));
-    let mut allocations: Vec<Allocation> = snapshot
-        .usage
-        .iter()
-        .flat_map(|usage| usage.allocations.iter().copied())
-        .collect();
-    allocations.sort_by_key(|allocation| (allocation.size, allocation.address, allocation.tid));
+    let blocks = |usage: &'_ Usage| {
+        let stack = usage.stack;
+        let listed = usage.allocations.clone().into_iter();
+        listed.map(move |allocation| (stack, allocation))
+    };
+    let mut allocations: Vec<_> = snapshot.usage.iter().flat_map(blocks).collect();
+    allocations.sort_by_key(|(_, block)| (block.size, block.address, block.tid));
     Ranking {
         shown,
         total_stacks: snapshot.usage.len() as u64,
@@ -61,7 +62,7 @@ fn compare(one: &Usage, other: &Usage, sort: SortKey) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::{Class, StackId};
+    use crate::snapshot::Class;
 
     fn usage(stack: u64, bytes: u64, count: u64) -> Usage {
         Usage {

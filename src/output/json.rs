@@ -12,7 +12,7 @@ use crate::analysis::gate::Tripped;
 use crate::analysis::growth::Growth;
 use crate::analysis::identity::{self, Precision};
 use crate::recording::model::Header;
-use crate::report::{Entry, Frame, Function};
+use crate::report::{Entry, Frame, Function, ListedAllocation};
 use crate::snapshot::{Allocation, Losses, Turnover, WallTime};
 
 /// What the document's `format` says.
@@ -52,7 +52,7 @@ struct Document<'a> {
     in_baseline: Totals,
     entries: Vec<EntryPart<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    allocations: Vec<AllocationPart>,
+    allocations: Vec<AllocationPart<'a>>,
     growing: Vec<EntryPart<'a>>,
     tripped: Vec<TrippedPart<'a>>,
 }
@@ -155,11 +155,13 @@ struct FunctionPart<'a> {
 }
 
 #[derive(Serialize)]
-struct AllocationPart {
+struct AllocationPart<'a> {
     address: String,
     size: u64,
     tid: u32,
     age_ns: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cache: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -325,18 +327,19 @@ fn function_part(function: &Function) -> FunctionPart<'_> {
     }
 }
 
-fn allocation_part(allocation: &Allocation) -> AllocationPart {
+fn allocation_part(listed: &ListedAllocation) -> AllocationPart<'_> {
     let Allocation {
         address,
         size,
         tid,
         age_ns,
-    } = *allocation;
+    } = listed.allocation;
     AllocationPart {
         address: hex(address),
         size,
         tid,
         age_ns,
+        cache: listed.cache.as_deref(),
     }
 }
 

@@ -4,8 +4,7 @@
 use std::borrow::Cow;
 use std::io::{self, Write};
 
-use crate::report::{Entry, Frame, Function, Report};
-use crate::snapshot::Allocation;
+use crate::report::{Entry, Frame, Function, ListedAllocation, Report};
 
 /// Writes a report.
 pub fn write_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
@@ -24,15 +23,20 @@ pub fn write_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
     Ok(())
 }
 
-fn write_allocation(allocation: &Allocation, out: &mut impl Write) -> io::Result<()> {
-    writeln!(
+fn write_allocation(listed: &ListedAllocation, out: &mut impl Write) -> io::Result<()> {
+    let block = &listed.allocation;
+    write!(
         out,
         "\taddr = {:x} size = {} tid = {} age = {} ms",
-        allocation.address,
-        allocation.size,
-        allocation.tid,
-        allocation.age_ns / 1_000_000
-    )
+        block.address,
+        block.size,
+        block.tid,
+        block.age_ns / 1_000_000
+    )?;
+    match &listed.cache {
+        Some(cache) => writeln!(out, " cache = {}", one_line(cache)),
+        None => writeln!(out),
+    }
 }
 
 fn write_entry(entry: &Entry, estimated: bool, out: &mut impl Write) -> io::Result<()> {
@@ -116,7 +120,7 @@ mod tests {
 
     use super::*;
     use crate::report::{Location, Module};
-    use crate::snapshot::{Class, WallTime};
+    use crate::snapshot::{Allocation, Class, WallTime};
 
     fn function(name: &str, place: Option<(&str, u32)>) -> Function {
         Function {
@@ -161,6 +165,15 @@ mod tests {
                 ..Frame::default()
             },
         ];
+        let listed = |size, cache| ListedAllocation {
+            allocation: Allocation {
+                address: 0x0094_8cd0,
+                size,
+                tid: 77,
+                age_ns: 1_234_567_890,
+            },
+            cache,
+        };
         let entry = |bytes, count, frames| Entry {
             tgid: 1,
             class: Class::Heap,
@@ -177,12 +190,7 @@ mod tests {
             },
             top: 10,
             entries: vec![entry(16, 1, None), entry(80, 5, Some(frames))],
-            allocations: vec![Allocation {
-                address: 0x0094_8cd0,
-                size: 16,
-                tid: 77,
-                age_ns: 1_234_567_890,
-            }],
+            allocations: vec![listed(16, None), listed(520, Some("leaky_objects".into()))],
             ..Report::default()
         }
     }
@@ -198,6 +206,7 @@ mod tests {
         let expected = "\
 [11:16:33] Top 10 stacks with outstanding allocations:
 \taddr = 948cd0 size = 16 tid = 77 age = 1234 ms
+\taddr = 948cd0 size = 520 tid = 77 age = 1234 ms cache = leaky_objects
 \t16 bytes in 1 allocations from stack
 \t\t[stack not stored]
 \t80 bytes in 5 allocations from stack

@@ -2,27 +2,24 @@
 //! Differs from a process's run in that nothing is mapped, nothing ends, and stacks are the kernel's.
 
 use std::collections::HashMap;
-use std::io::{self, BufWriter, Write};
 use std::rc::Rc;
-use std::time::Duration;
+use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
 use super::outputs::{Occasion, Outputs};
-use super::wait::{self, Interrupts, Wake, monotonic};
-use super::{config, is_closed_pipe, key_of, monotonic_ns, report_of, wall_time};
-use crate::analysis::findings::Finding;
+use super::reporter::{Names, Reporter};
+use super::wait::{self, Interrupts, Schedule, Wake, monotonic};
+use super::{config, is_closed_pipe, monotonic_ns, wall_time};
 use crate::analysis::kernel_memory::{Account, account};
-use crate::analysis::rank;
 use crate::analysis::select::KMALLOC;
 use crate::options::{Options, Unwind};
-use crate::output::{growth, warning, write_call, write_text};
 use crate::recording::model::Reason;
-use crate::report::{Entry, Frame, Report};
+use crate::report::Frame;
 use crate::snapshot::{Class, Snapshot, StackId, Usage};
 use crate::stderr::say;
 use crate::symbolize::KernelSymbols;
-use crate::tracer::{self, Config, Filter, KernelEvents, Storage, Tracer};
+use crate::tracer::{self, Config, KernelEvents, Storage, Tracer};
 
 /// Traces the kernel as the options say; gives memleak's exit status.
 ///
@@ -75,26 +72,22 @@ pub fn run(options: &Options) -> Result<u8> {
         tracer,
         symbols,
         stacks: HashMap::new(),
-        out: BufWriter::new(match outputs.takes_stdout() {
-            true => Box::new(io::sink()),
-            false => Box::new(io::stdout()),
-        }),
-        outputs,
+        reporter: Reporter::new(&options.reporting, outputs),
     };
     let ended = session.trace(&interrupts);
     session.tracer.detach();
-    let outputs = session.outputs;
+    let reporter = session.reporter;
     // as for a process, a reader that has left is an end like any other
     match ended {
         Err(error) if !is_closed_pipe(&error) => Err(error),
-        _ => Ok(outputs.finish()?.unwrap_or(0)),
+        _ => Ok(reporter.finish()?.unwrap_or(0)),
     }
 }
 
 /// What is known of a stack of the kernel.
 struct KnownStack {
     frames: Option<Vec<Frame>>,
-    cache: Option<String>,
+    cache: Option<Arc<str>>,
 }
 
 struct KernelSession<'a> {
@@ -103,36 +96,27 @@ struct KernelSession<'a> {
     symbols: KernelSymbols,
     /// Named once: a module that is unloaded takes its names along.
     stacks: HashMap<StackId, Rc<KnownStack>>,
-    out: BufWriter<Box<dyn Write>>,
-    outputs: Outputs,
+    reporter: Reporter<'a>,
 }
 
 impl KernelSession<'_> {
     fn trace(&mut self, interrupts: &Interrupts) -> Result<()> {
-        writeln!(self.out, "Attaching to kernel allocators, Ctrl+C to quit.")?;
-        self.out.flush()?;
-        let mut reports = 0;
-        let mut deadline = monotonic() + self.options.interval;
+        self.reporter
+            .say("Attaching to kernel allocators, Ctrl+C to quit.")?;
+        let mut schedule = Schedule::begin(self.options);
         loop {
             let descriptors = [self.tracer.descriptor()];
-            let wake = wait::wait(interrupts, None, &descriptors, Some(deadline))?;
-            for call in self.tracer.take_calls()? {
-                write_call(&call, &mut self.out)?;
-            }
-            self.out.flush()?;
+            let wake = wait::wait(interrupts, None, &descriptors, Some(schedule.deadline()))?;
+            self.reporter.show_calls(&self.tracer.take_calls()?)?;
             match wake {
                 Wake::Reports | Wake::Exit => {}
                 Wake::Interrupt => return self.last_report(),
                 Wake::Demand => self.report(Reason::Demand)?,
                 Wake::Mark => self.report(Reason::Mark)?,
+                Wake::Deadline if schedule.is_last() => return self.last_report(),
                 Wake::Deadline => {
-                    reports += 1;
-                    if self.options.count == Some(reports) {
-                        return self.last_report();
-                    }
                     self.report(Reason::Interval)?;
-                    // keep the pace, but never try to make up for reports that were missed
-                    deadline = (deadline + self.options.interval).max(monotonic());
+                    schedule.advance();
                 }
             }
         }
@@ -149,30 +133,23 @@ impl KernelSession<'_> {
 
     fn report(&mut self, reason: Reason) -> Result<()> {
         let reporting = &self.options.reporting;
-        let filter = Filter {
-            // totals know no ages, so nothing is left out beside them either
-            older: match reporting.combined_only {
-                true => Duration::ZERO,
-                false => reporting.older,
-            },
-            tids: reporting.tids.clone(),
-            allocations: reporting.show_allocations && !reporting.combined_only,
-        };
         let now_ns = monotonic_ns();
+        let filter = self.reporter.filter(reporting.older);
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
         snapshot.time = wall_time();
         self.symbols.refresh()?;
-        let hidden = self.select(&mut snapshot)?;
-        let report = self.name(&snapshot)?;
+        let mut names = KernelNames {
+            tracer: &self.tracer,
+            symbols: &self.symbols,
+            stacks: &mut self.stacks,
+        };
+        let hidden = names.select(&mut snapshot, self.options)?;
         let occasion = Occasion {
             now_ns,
             reason,
             pid: None,
         };
-        let report = self.outputs.take(&snapshot, report, occasion);
-        write_text(&report, &mut self.out)?;
-        self.write_growth(&snapshot)?;
-        self.out.flush()?;
+        self.reporter.report(&snapshot, occasion, &mut names)?;
         if hidden.count > 0 {
             say!(
                 "{} bytes in {} pages of processes and files are not shown (--user-pages shows them)",
@@ -180,15 +157,20 @@ impl KernelSession<'_> {
                 hidden.count
             );
         }
-        if let Some(warning) = warning(&report.losses) {
-            say!("warning: {warning}");
-        }
         Ok(())
     }
+}
 
+/// Names the kernel's stacks.
+struct KernelNames<'a, 'obj> {
+    tracer: &'a Tracer<'obj>,
+    symbols: &'a KernelSymbols,
+    stacks: &'a mut HashMap<StackId, Rc<KnownStack>>,
+}
+
+impl KernelNames<'_, '_> {
     /// Leaves out what is counted elsewhere, and what the user doesn't want to see; gives the user's pages among it.
-    fn select(&mut self, snapshot: &mut Snapshot) -> Result<Hidden> {
-        let options = self.options;
+    fn select(&mut self, snapshot: &mut Snapshot, options: &Options) -> Result<Hidden> {
         let mut hidden = Hidden::default();
         let mut kept = Vec::new();
         for mut usage in snapshot.usage.drain(..) {
@@ -216,45 +198,6 @@ impl KernelSession<'_> {
         Ok(hidden)
     }
 
-    /// Ranks a snapshot and names what will be shown.
-    fn name(&mut self, snapshot: &Snapshot) -> Result<Report> {
-        let reporting = &self.options.reporting;
-        let ranking = rank(snapshot, reporting.sort, self.outputs.stacks_to_name());
-        let mut entries = Vec::new();
-        for usage in &ranking.shown {
-            entries.push(self.entry(usage)?);
-        }
-        Ok(report_of(snapshot, ranking, entries, reporting.top))
-    }
-
-    /// Ends a report with the stacks that grow.
-    fn write_growth(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let (growing, limit) = self.outputs.growing(None);
-        let mut findings = Vec::new();
-        for (key, growth) in growing {
-            if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
-                findings.push(Finding {
-                    entry: self.entry(usage)?,
-                    growth,
-                });
-            }
-        }
-        let findings = self.outputs.filter_growing(findings);
-        Ok(growth::write(&findings, limit, &mut self.out)?)
-    }
-
-    fn entry(&mut self, usage: &Usage) -> Result<Entry> {
-        Ok(Entry {
-            tgid: usage.tgid,
-            class: usage.class,
-            bytes: usage.bytes,
-            count: usage.count,
-            oldest_ns: usage.oldest_ns,
-            turnover: usage.turnover,
-            frames: self.stack(usage.stack)?.frames.clone(),
-        })
-    }
-
     /// Names a stack; where the cache is known, it stands behind the function that allocates from it.
     fn stack(&mut self, id: StackId) -> Result<Rc<KnownStack>> {
         if let Some(known) = self.stacks.get(&id) {
@@ -271,9 +214,20 @@ impl KernelSession<'_> {
         if let (Some(function), Some(cache)) = (allocator, &cache) {
             function.name = format!("{}({cache})", function.name);
         }
+        let cache = cache.map(Arc::from);
         let known = Rc::new(KnownStack { frames, cache });
         self.stacks.insert(id, Rc::clone(&known));
         Ok(known)
+    }
+}
+
+impl Names for KernelNames<'_, '_> {
+    fn frames(&mut self, usage: &Usage) -> Result<Option<Vec<Frame>>> {
+        Ok(self.stack(usage.stack)?.frames.clone())
+    }
+
+    fn cache(&mut self, stack: StackId) -> Result<Option<Arc<str>>> {
+        Ok(self.stack(stack)?.cache.clone())
     }
 }
 

@@ -4,34 +4,33 @@
 mod kernel;
 mod outputs;
 mod overhead;
+mod reporter;
 mod traced;
 mod unwinding;
 mod wait;
 
-use std::io::{self, BufWriter, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Result;
 
-use crate::analysis::findings::Finding;
-use crate::analysis::history::Key;
-use crate::analysis::{Ranking, rank};
+use crate::analysis::select::Selection;
 use crate::options::{Options, Sampling, TargetOption};
-use crate::output::{growth, warning, write_call, write_text};
 use crate::probes::{ObjectPlan, Search, Wanted, discover};
 use crate::recording::model::Reason;
-use crate::report::{Entry, Report};
+use crate::report::Frame;
 use crate::snapshot::{Snapshot, Usage, WallTime};
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
 use crate::target::{Exec, MappingEvents, Mappings};
-use crate::tracer::{self, Config, Filter, Storage, Tracer};
+use crate::tracer::{self, Config, Storage, Tracer};
 use outputs::{Occasion, Outputs};
 use overhead::Overhead;
+use reporter::{Names, Reporter};
 use traced::Traced;
 use unwinding::Unwinding;
-use wait::{Interrupts, Wake, monotonic};
+use wait::{Interrupts, Schedule, Wake, monotonic};
 
 /// Intervals in a row that the overhead may be above the user's limit, with this one the last.
 const MAX_EXPENSIVE: u32 = 2;
@@ -102,11 +101,7 @@ pub fn run(options: &Options) -> Result<u8> {
         overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
         expensive: 0,
         held: matches!(options.target, TargetOption::Command(_)),
-        out: BufWriter::new(match outputs.takes_stdout() {
-            true => Box::new(io::sink()),
-            false => Box::new(io::stdout()),
-        }),
-        outputs,
+        reporter: Reporter::new(&options.reporting, outputs),
     };
     let ended = session
         .announce()
@@ -114,7 +109,7 @@ pub fn run(options: &Options) -> Result<u8> {
         .and_then(|()| target.release())
         .and_then(|()| session.trace(&target, &interrupts));
     session.tracer.detach();
-    let outputs = session.outputs;
+    let reporter = session.reporter;
     let status = match ended {
         Ok(End::TooExpensive) => target.see_off(&interrupts)?,
         Err(error) if !is_closed_pipe(&error) => {
@@ -126,7 +121,7 @@ pub fn run(options: &Options) -> Result<u8> {
         }
         Ok(End::Done) | Err(_) => target.leave(&interrupts)?,
     };
-    Ok(outputs.finish()?.unwrap_or(status))
+    Ok(reporter.finish()?.unwrap_or(status))
 }
 
 /// How a session ends.
@@ -151,35 +146,31 @@ struct Session<'a> {
     expensive: u32,
     /// Whether the target is still to execute its first program.
     held: bool,
-    out: BufWriter<Box<dyn Write>>,
-    outputs: Outputs,
+    reporter: Reporter<'a>,
 }
 
 impl Session<'_> {
     /// BCC's first line.
     fn announce(&mut self) -> Result<()> {
-        match &self.options.target {
-            TargetOption::Command(words) => {
-                let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-                writeln!(
-                    self.out,
-                    "Executing '{}' and tracing the resulting process.",
-                    words.join(" ")
-                )?;
-            }
-            TargetOption::Process(_) | TargetOption::Kernel => {}
+        if let TargetOption::Command(words) = &self.options.target {
+            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
+            let words = words.join(" ");
+            self.reporter.say(&format!(
+                "Executing '{words}' and tracing the resulting process."
+            ))?;
         }
-        writeln!(self.out, "Attaching to pid {}, Ctrl+C to quit.", self.pid)?;
-        Ok(self.out.flush()?)
+        let pid = self.pid;
+        self.reporter
+            .say(&format!("Attaching to pid {pid}, Ctrl+C to quit."))
     }
 
     fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<End> {
-        let mut reports = 0;
-        let mut deadline = monotonic() + self.options.interval;
+        let mut schedule = Schedule::begin(self.options);
         loop {
             let mut descriptors = vec![self.tracer.descriptor()];
             descriptors.extend(self.mapping_events.descriptors());
             let process = target.process().as_fd();
+            let deadline = schedule.deadline();
             let until = self
                 .overhead
                 .statistics_end()
@@ -197,18 +188,16 @@ impl Session<'_> {
                 Wake::Interrupt => return self.last_report(older, Reason::Interval),
                 Wake::Demand => self.report(older, Reason::Demand)?,
                 Wake::Mark => self.report(older, Reason::Mark)?,
+                Wake::Deadline if schedule.is_last() => {
+                    return self.last_report(older, Reason::Interval);
+                }
                 Wake::Deadline => {
-                    reports += 1;
-                    if self.options.count == Some(reports) {
-                        return self.last_report(older, Reason::Interval);
-                    }
                     self.report(older, Reason::Interval)?;
                     if self.is_too_expensive()? {
                         self.last_report(older, Reason::Interval)?;
                         return Ok(End::TooExpensive);
                     }
-                    // keep the pace, but never try to make up for reports that were missed
-                    deadline = (deadline + self.options.interval).max(monotonic());
+                    schedule.advance();
                 }
             }
         }
@@ -231,10 +220,7 @@ impl Session<'_> {
         }
         self.unwinding
             .refresh(&mut self.tracer, &mut self.mappings, pid)?;
-        for call in self.tracer.take_calls()? {
-            write_call(&call, &mut self.out)?;
-        }
-        Ok(self.out.flush()?)
+        self.reporter.show_calls(&self.tracer.take_calls()?)
     }
 
     /// The report that ends the session, and what all of it has cost.
@@ -280,66 +266,48 @@ impl Session<'_> {
     }
 
     fn report(&mut self, older: Duration, reason: Reason) -> Result<()> {
-        let reporting = &self.options.reporting;
-        let filter = Filter {
-            // totals know no ages, so nothing is left out beside them either
-            older: match reporting.combined_only {
-                true => Duration::ZERO,
-                false => older,
-            },
-            tids: reporting.tids.clone(),
-            allocations: reporting.show_allocations && !reporting.combined_only,
-        };
         let now_ns = monotonic_ns();
-        let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
+        let mut snapshot = self.tracer.snapshot(now_ns, &self.reporter.filter(older))?;
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
-        self.select(&mut snapshot)?;
-        let report = self.name(&snapshot)?;
-        let pid = self.pid;
-        let report = self.outputs.take(
-            &snapshot,
-            report,
-            Occasion {
-                now_ns,
-                reason,
-                pid: Some(pid),
-            },
-        );
-        write_text(&report, &mut self.out)?;
-        self.write_growth(&snapshot)?;
-        self.out.flush()?;
-        if let Some(warning) = warning(&report.losses) {
-            say!("warning: {warning}");
-        }
+        self.symbolizer.refresh();
+        let mut names = ProcessNames {
+            tracer: &self.tracer,
+            mappings: &self.mappings,
+            symbolizer: &mut self.symbolizer,
+            pid: self.pid,
+            now_ns,
+        };
+        names.select(&mut snapshot, &self.options.reporting.selection)?;
+        let occasion = Occasion {
+            now_ns,
+            reason,
+            pid: Some(self.pid),
+        };
+        self.reporter.report(&snapshot, occasion, &mut names)?;
+        self.symbolizer.rest();
         Ok(())
     }
+}
 
-    /// Ends a report with the stacks that grow.
-    fn write_growth(&mut self, snapshot: &Snapshot) -> Result<()> {
-        let (growing, limit) = self.outputs.growing(Some(self.pid));
-        let mut findings = Vec::new();
-        for (key, growth) in growing {
-            if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
-                findings.push(Finding {
-                    entry: self.entry(usage, snapshot.monotonic_ns)?,
-                    growth,
-                });
-            }
-        }
-        let findings = self.outputs.filter_growing(findings);
-        Ok(growth::write(&findings, limit, &mut self.out)?)
-    }
+/// Names a process's stacks as of a time.
+struct ProcessNames<'a, 'obj> {
+    tracer: &'a Tracer<'obj>,
+    mappings: &'a Mappings,
+    symbolizer: &'a mut Symbolizer,
+    pid: u32,
+    now_ns: u64,
+}
 
+impl ProcessNames<'_, '_> {
     /// Leaves out the stacks that the user doesn't want to see.
-    fn select(&mut self, snapshot: &mut Snapshot) -> Result<()> {
-        let selection = &self.options.reporting.selection;
+    fn select(&mut self, snapshot: &mut Snapshot, selection: &Selection) -> Result<()> {
         if selection.is_empty() {
             return Ok(());
         }
         let mut kept = Vec::new();
         for usage in snapshot.usage.drain(..) {
-            let frames = self.entry(&usage, snapshot.monotonic_ns)?.frames;
+            let frames = self.frames(&usage)?;
             if selection.wants(frames.as_deref().unwrap_or_default(), None) {
                 kept.push(usage);
             }
@@ -347,62 +315,22 @@ impl Session<'_> {
         snapshot.usage = kept;
         Ok(())
     }
-
-    /// Ranks a snapshot and names what will be shown.
-    fn name(&mut self, snapshot: &Snapshot) -> Result<Report> {
-        let reporting = &self.options.reporting;
-        self.symbolizer.refresh();
-        let ranking = rank(snapshot, reporting.sort, self.outputs.stacks_to_name());
-        let mut entries = Vec::new();
-        for usage in &ranking.shown {
-            entries.push(self.entry(usage, snapshot.monotonic_ns)?);
-        }
-        self.symbolizer.rest();
-        Ok(report_of(snapshot, ranking, entries, reporting.top))
-    }
-
-    /// Names what a stack holds, as of a time.
-    fn entry(&mut self, usage: &Usage, now_ns: u64) -> Result<Entry> {
-        // code may since have been replaced at the stack's addresses
-        let at_ns = now_ns.saturating_sub(usage.oldest_ns.unwrap_or(0));
-        let stack = self.tracer.stack(usage.stack)?;
-        let frames = stack.map(|stack| {
-            self.symbolizer
-                .frames(&self.mappings, self.pid, &stack, at_ns)
-        });
-        Ok(Entry {
-            tgid: usage.tgid,
-            class: usage.class,
-            bytes: usage.bytes,
-            count: usage.count,
-            oldest_ns: usage.oldest_ns,
-            turnover: usage.turnover,
-            frames,
-        })
-    }
 }
 
-fn key_of(usage: &Usage) -> Key {
-    (usage.tgid, usage.class, usage.stack)
+impl Names for ProcessNames<'_, '_> {
+    fn frames(&mut self, usage: &Usage) -> Result<Option<Vec<Frame>>> {
+        // code may since have been replaced at the stack's addresses
+        let at_ns = self.now_ns.saturating_sub(usage.oldest_ns.unwrap_or(0));
+        let stack = self.tracer.stack(usage.stack)?;
+        Ok(stack.map(|stack| {
+            self.symbolizer
+                .frames(self.mappings, self.pid, &stack, at_ns)
+        }))
+    }
 }
 
 fn monotonic_ns() -> u64 {
     u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// A report of a snapshot, once what it shows has names.
-fn report_of(snapshot: &Snapshot, ranking: Ranking, entries: Vec<Entry>, top: usize) -> Report {
-    Report {
-        time: snapshot.time,
-        top,
-        allocations: ranking.allocations,
-        entries,
-        total_stacks: ranking.total_stacks,
-        total_bytes: ranking.total_bytes,
-        total_count: ranking.total_count,
-        estimated: snapshot.estimated,
-        losses: snapshot.losses,
-    }
 }
 
 fn config(options: &Options) -> Config {

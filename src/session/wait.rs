@@ -12,6 +12,8 @@ use rustix::io::{Errno, read, write};
 use rustix::time::{ClockId, clock_gettime};
 use signal_hook::consts::{SIGUSR1, SIGUSR2};
 
+use crate::options::Options;
+
 /// Why waiting is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wake {
@@ -27,6 +29,41 @@ pub enum Wake {
     Mark,
     /// The kernel has reported something.
     Reports,
+}
+
+/// When reports are due.
+pub struct Schedule {
+    interval: Duration,
+    /// Reports until the last one, if there is one.
+    left: Option<u64>,
+    deadline: Duration,
+}
+
+impl Schedule {
+    /// The first report is due an interval from now.
+    pub fn begin(options: &Options) -> Self {
+        Self {
+            interval: options.interval,
+            left: options.count,
+            deadline: monotonic() + options.interval,
+        }
+    }
+
+    /// When the next report is due, on CLOCK_MONOTONIC.
+    pub fn deadline(&self) -> Duration {
+        self.deadline
+    }
+
+    /// Whether the report that is due is the last one.
+    pub fn is_last(&self) -> bool {
+        self.left == Some(1)
+    }
+
+    /// A report was made: keeps the pace, but never tries to make up for reports that were missed.
+    pub fn advance(&mut self) {
+        self.left = self.left.map(|left| left.saturating_sub(1));
+        self.deadline = (self.deadline + self.interval).max(monotonic());
+    }
 }
 
 /// Ctrl-C as a descriptor.

@@ -1,0 +1,182 @@
+//! A report's way from a snapshot to the user: ranked, named, handed to the outputs, printed, with what grows behind.
+//! The same for processes and the kernel; takes no snapshot, knows no stack, reads no clock.
+
+use std::io::{self, BufWriter, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::outputs::{Occasion, Outputs};
+use crate::analysis::findings::Finding;
+use crate::analysis::history::Key;
+use crate::analysis::rank;
+use crate::options::Reporting;
+use crate::output::{growth, warning, write_call, write_text};
+use crate::report::{Entry, Frame, ListedAllocation, Report};
+use crate::snapshot::{Snapshot, StackId, Usage};
+use crate::stderr::say;
+use crate::trace::Call;
+use crate::tracer::Filter;
+
+/// Whoever can name what a snapshot holds.
+pub trait Names {
+    /// The frames of a stack, innermost first; none when it was not stored.
+    ///
+    /// # Errors
+    /// Fails when the stack can't be read.
+    fn frames(&mut self, usage: &Usage) -> Result<Option<Vec<Frame>>>;
+
+    /// The slab cache that a stack allocates from, where there is such a thing.
+    ///
+    /// # Errors
+    /// Fails when the cache can't be read.
+    fn cache(&mut self, _stack: StackId) -> Result<Option<Arc<str>>> {
+        Ok(None)
+    }
+}
+
+/// Where reports go.
+pub struct Reporter<'a> {
+    reporting: &'a Reporting,
+    outputs: Outputs,
+    out: BufWriter<Box<dyn Write>>,
+}
+
+impl<'a> Reporter<'a> {
+    /// Prints to the standard output, unless one of the outputs goes there.
+    pub fn new(reporting: &'a Reporting, outputs: Outputs) -> Self {
+        Self {
+            reporting,
+            out: BufWriter::new(match outputs.takes_stdout() {
+                true => Box::new(io::sink()),
+                false => Box::new(io::stdout()),
+            }),
+            outputs,
+        }
+    }
+
+    /// What belongs to a snapshot, when blocks younger than `older` are left out.
+    pub fn filter(&self, older: Duration) -> Filter {
+        let reporting = self.reporting;
+        Filter {
+            // totals know no ages, so nothing is left out beside them either
+            older: match reporting.combined_only {
+                true => Duration::ZERO,
+                false => older,
+            },
+            tids: reporting.tids.clone(),
+            allocations: reporting.show_allocations && !reporting.combined_only,
+        }
+    }
+
+    /// Prints a line.
+    ///
+    /// # Errors
+    /// When the standard output can't be written.
+    pub fn say(&mut self, line: &str) -> Result<()> {
+        writeln!(self.out, "{line}")?;
+        Ok(self.out.flush()?)
+    }
+
+    /// Prints calls as they came.
+    ///
+    /// # Errors
+    /// When the standard output can't be written.
+    pub fn show_calls(&mut self, calls: &[Call]) -> Result<()> {
+        for call in calls {
+            write_call(call, &mut self.out)?;
+        }
+        Ok(self.out.flush()?)
+    }
+
+    /// Reports a snapshot.
+    ///
+    /// # Errors
+    /// When the standard output can't be written, or a stack can't be read.
+    pub fn report(
+        &mut self,
+        snapshot: &Snapshot,
+        occasion: Occasion,
+        names: &mut impl Names,
+    ) -> Result<()> {
+        let report = self.name(snapshot, names)?;
+        let report = self.outputs.take(snapshot, report, occasion);
+        write_text(&report, &mut self.out)?;
+        self.write_growth(snapshot, occasion.pid, names)?;
+        self.out.flush()?;
+        if let Some(warning) = warning(&report.losses) {
+            say!("warning: {warning}");
+        }
+        Ok(())
+    }
+
+    /// Ends the outputs; gives the exit status, if that is not the session's own to say.
+    ///
+    /// # Errors
+    /// When an output can't be written.
+    pub fn finish(self) -> Result<Option<u8>> {
+        self.outputs.finish()
+    }
+
+    /// Ranks a snapshot and names what will be shown.
+    fn name(&self, snapshot: &Snapshot, names: &mut impl Names) -> Result<Report> {
+        let ranking = rank(snapshot, self.reporting.sort, self.outputs.stacks_to_name());
+        let mut entries = Vec::new();
+        for usage in &ranking.shown {
+            entries.push(entry(usage, names)?);
+        }
+        let mut allocations = Vec::new();
+        for (stack, allocation) in ranking.allocations {
+            let cache = names.cache(stack)?;
+            allocations.push(ListedAllocation { allocation, cache });
+        }
+        Ok(Report {
+            time: snapshot.time,
+            top: self.reporting.top,
+            allocations,
+            entries,
+            total_stacks: ranking.total_stacks,
+            total_bytes: ranking.total_bytes,
+            total_count: ranking.total_count,
+            estimated: snapshot.estimated,
+            losses: snapshot.losses,
+        })
+    }
+
+    /// Ends a report with the stacks that grow.
+    fn write_growth(
+        &mut self,
+        snapshot: &Snapshot,
+        pid: Option<u32>,
+        names: &mut impl Names,
+    ) -> Result<()> {
+        let (growing, limit) = self.outputs.growing(pid);
+        let mut findings = Vec::new();
+        for (key, growth) in growing {
+            if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
+                let entry = entry(usage, names)?;
+                findings.push(Finding { entry, growth });
+            }
+        }
+        let findings = self.outputs.filter_growing(findings);
+        Ok(growth::write(&findings, limit, &mut self.out)?)
+    }
+}
+
+/// Names what a stack holds.
+fn entry(usage: &Usage, names: &mut impl Names) -> Result<Entry> {
+    Ok(Entry {
+        tgid: usage.tgid,
+        class: usage.class,
+        bytes: usage.bytes,
+        count: usage.count,
+        oldest_ns: usage.oldest_ns,
+        turnover: usage.turnover,
+        frames: names.frames(usage)?,
+    })
+}
+
+fn key_of(usage: &Usage) -> Key {
+    (usage.tgid, usage.class, usage.stack)
+}
