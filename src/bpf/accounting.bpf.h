@@ -6,7 +6,7 @@
 #ifndef ACCOUNTING_BPF_H
 #define ACCOUNTING_BPF_H
 
-#include "config.bpf.h"
+#include "process.bpf.h"
 
 /* Sizes of the maps are set before load. */
 struct {
@@ -34,11 +34,18 @@ struct {
 } combined_allocs SEC(".maps");
 
 /* Keeps a captured stack; gives its identity, STACK_NOT_STORED when there is no room. */
-static __always_inline __u64 store_stack(const struct stack *stack, __u64 hash)
+static __always_inline __u64 store_stack(struct stack *stack, __u64 hash)
 {
+	struct stack *known = bpf_map_lookup_elem(&stack_traces, &hash);
 	long err;
 
-	if (bpf_map_lookup_elem(&stack_traces, &hash))
+	if (many_processes) {
+		/* it must not go with the process that stored it */
+		stack->tgid = current_pid_tgid() >> 32;
+		if (known && known->tgid != stack->tgid)
+			known->tgid = stack->tgid;
+	}
+	if (known)
 		return hash;
 	err = bpf_map_update_elem(&stack_traces, &hash, stack, BPF_NOEXIST);
 	if (!err || err == -EEXIST)

@@ -87,7 +87,7 @@ static __always_inline int leave_out(struct pt_regs *ctx, struct call *call, __u
  */
 static __always_inline void take_old_block(struct call *call, __u64 address)
 {
-	struct block_key key = {.address = address, .tgid = bpf_get_current_pid_tgid() >> 32};
+	struct block_key key = {.address = address, .tgid = current_pid_tgid() >> 32};
 
 	call->arguments[0] = address;
 	call->has_old = address && release_block(&key, &call->old);
@@ -97,7 +97,7 @@ static __always_inline void put_old_block_back(struct call *call)
 {
 	struct block_key key = {
 		.address = call->arguments[0],
-		.tgid = bpf_get_current_pid_tgid() >> 32,
+		.tgid = current_pid_tgid() >> 32,
 	};
 	struct block block = call->old;
 
@@ -145,7 +145,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	__u64 block;
 	bool wanted;
 
-	if (row >= MAX_FUNCTIONS)
+	if (row >= MAX_FUNCTIONS || !is_traced())
 		return SKIP_RETURN;
 	function = &functions[row];
 	thread = current_thread(true);
@@ -168,7 +168,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	block = argument(arguments, function->block);
 	switch (call->op) {
 	case OP_FREE: {
-		struct block_key key = {.address = block, .tgid = bpf_get_current_pid_tgid() >> 32};
+		struct block_key key = {.address = block, .tgid = current_pid_tgid() >> 32};
 		struct block freed = {};
 
 		if (block)
@@ -194,7 +194,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 static __always_inline void record_new_block(struct pt_regs *ctx, struct thread *thread, __u64 address,
 					     bool live)
 {
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u64 pid_tgid = current_pid_tgid();
 	struct block_key key = {.address = address, .tgid = pid_tgid >> 32};
 	struct block block = {
 		.size = thread->call.size,
@@ -211,7 +211,7 @@ static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread 
 					     bool live)
 {
 	struct call *call = &thread->call;
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u64 pid_tgid = current_pid_tgid();
 	struct range_event range = {
 		.op = call->op,
 		.tgid = pid_tgid >> 32,

@@ -58,7 +58,34 @@ const volatile bool can_find_mappings = false;
 /* The kernel's own allocations are traced, and not those of processes. */
 const volatile bool trace_kernel = false;
 
-/* memleak's own process, whose allocations in the kernel are left out. */
+/* memleak's pid namespace, by the number of its inode; 0: the initial one. */
+const volatile __u32 pid_namespace = 0;
+
+/* More than one process can be traced: `traced_processes` says which are. */
+const volatile bool many_processes = false;
+
+/* Children of traced processes are traced as well. */
+const volatile bool follow_forks = false;
+
+/* Traced processes stay so when they execute a program that is not wanted for itself. */
+const volatile bool follow_execs = false;
+
+/* Every process that executes a program is traced. */
+const volatile bool trace_all = false;
+
+/* Slots of `traced_cgroups` in use. */
+const volatile __u32 cgroup_count = 0;
+
+/*
+ * Names of processes that are traced: an automaton whose states are bits. A character takes each state that
+ * `name_steps` has to the next one, and leaves those that `name_loops` has where they are.
+ */
+const volatile __u64 name_start = 0;
+const volatile __u64 name_loops = 0;
+const volatile __u64 name_accept = 0;
+const volatile __u64 name_steps[256] = {};
+
+/* memleak's own process, which is never traced, and whose allocations in the kernel are left out. */
 const volatile __u32 own_tgid = 0;
 
 /* Bytes of a page. */

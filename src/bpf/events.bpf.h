@@ -6,7 +6,7 @@
 #ifndef EVENTS_BPF_H
 #define EVENTS_BPF_H
 
-#include "config.bpf.h"
+#include "process.bpf.h"
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
@@ -39,7 +39,7 @@ static __always_inline void send_call(__u32 function, __u64 size, __u64 address,
 		count_lost(calls);
 		return;
 	}
-	pid_tgid = bpf_get_current_pid_tgid();
+	pid_tgid = current_pid_tgid();
 	event->time_ns = bpf_ktime_get_ns();
 	event->size = size;
 	event->address = address;

@@ -59,6 +59,22 @@ SEC("raw_tp/sched_process_exit")
 int thread_exit(void *ctx)
 {
 	leave_thread();
+	if (many_processes)
+		thread_has_ended();
+	return 0;
+}
+
+SEC("raw_tp/sched_process_fork")
+int process_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	process_has_forked((struct task_struct *)ctx->args[1]);
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exec")
+int process_exec(void *ctx)
+{
+	process_has_executed();
 	return 0;
 }
 

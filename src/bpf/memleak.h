@@ -39,6 +39,9 @@ struct function {
 	__u64 constant_size;
 };
 
+/* Cgroups that can be traced at a time. */
+#define MAX_CGROUPS 16
+
 /* What kind of memory a block is. */
 enum memory {
 	MEMORY_HEAP = 0,
@@ -73,7 +76,7 @@ struct block {
 /* Value of `stack_traces`, whose key is the stack's hash. */
 struct stack {
 	__u32 depth;
-	__u32 zero;
+	__u32 tgid; /* the last process to use it, where more than one can be traced */
 	__u64 addresses[MAX_STACK_DEPTH];
 };
 
@@ -121,6 +124,7 @@ struct lost {
 	__u64 calls;	    /* `call_events` was full */
 	__u64 threads;	    /* no memory for a thread's state */
 	__u64 missed_frees; /* an address was handed out that was still live */
+	__u64 processes;    /* `traced_processes` was full */
 };
 
 /* How often programs ran. */

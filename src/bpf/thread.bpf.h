@@ -6,7 +6,7 @@
 #ifndef THREAD_BPF_H
 #define THREAD_BPF_H
 
-#include "config.bpf.h"
+#include "process.bpf.h"
 
 /* The outermost tracked call of a thread, from its entry to its return. */
 struct call {

@@ -92,7 +92,7 @@ const volatile struct unwind_process *const unwind_process_type = NULL;
 static __always_inline void report_unknown_code(const struct walk *walk)
 {
 	struct unknown_code_event event = {
-		.tgid = bpf_get_current_pid_tgid() >> 32,
+		.tgid = current_pid_tgid() >> 32,
 		.address = walk->pc,
 	};
 	struct unknown_code_report report = {
@@ -128,7 +128,7 @@ static __always_inline __u64 current_address_space(void)
 /* What is known of the current process and of the program that it executes; NULL while nothing is. */
 static __always_inline struct unwind_mappings *current_mappings(void)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32, zero = 0;
+	__u32 tgid = current_pid_tgid() >> 32, zero = 0;
 	void *map = bpf_map_lookup_elem(&unwind_processes, &tgid);
 	struct unwind_process *process = map ? bpf_map_lookup_elem(map, &zero) : NULL;
 	__u64 mm = current_address_space();

@@ -48,6 +48,13 @@ pub fn warning(losses: &Losses) -> Option<String> {
             ),
         ),
         (
+            losses.processes,
+            format!(
+                "{} processes not traced, as there were too many, name fewer",
+                losses.processes
+            ),
+        ),
+        (
             losses.events,
             format!(
                 "{} kernel events not seen, as they came in an interrupt of memleak's own program",

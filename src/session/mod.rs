@@ -347,6 +347,7 @@ fn config(options: &Options) -> Config {
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
         unwind: options.unwind,
+        processes: None,
         kernel: None,
         verbose: options.verbose,
     }

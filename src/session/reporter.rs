@@ -67,6 +67,7 @@ impl<'a> Reporter<'a> {
             },
             tids: reporting.tids.clone(),
             allocations: reporting.show_allocations && !reporting.combined_only,
+            ..Filter::default()
         }
     }
 

@@ -6,12 +6,14 @@ mod linked;
 mod mapping_events;
 mod mappings;
 pub mod memory;
+mod names;
 mod process;
 
 pub use command::HeldCommand;
 pub use linked::objects_of_command;
 pub use mapping_events::{Exec, MappingEvents};
 pub use mappings::{Mapping, Mappings, ObjectFile};
+pub use names::Names;
 pub use process::Process;
 
 /// How a traced program ended.

@@ -1,11 +1,16 @@
 //! What this kernel offers, and whether this process may use it. Decisions rest on the kernel's own type
 //! information, not on its version.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Result, bail};
 use libbpf_rs::btf::{Btf, types};
 use rustix::thread::{CapabilitySet, capabilities};
+
+/// Inode of the initial pid namespace: the kernel's PROC_PID_INIT_INO.
+const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
 const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
@@ -21,6 +26,22 @@ pub enum Attachment {
     Single,
     /// The same, and a program for each function, since probes carry no cookie (Linux 5.10).
     Plain,
+}
+
+/// The pid namespace that memleak runs in, as its inode's number; 0 for the initial one, whose numbers the kernel gives
+/// by itself.
+///
+/// # Errors
+/// Fails when /proc can't be read.
+pub fn pid_namespace() -> Result<u32> {
+    let path = "/proc/self/ns/pid";
+    let inode = fs::metadata(path)
+        .with_context(|| format!("failed to read {path}"))?
+        .ino();
+    Ok(match inode {
+        INITIAL_PID_NAMESPACE => 0,
+        inode => u32::try_from(inode)?,
+    })
 }
 
 /// What the running kernel offers, as its own type information tells.

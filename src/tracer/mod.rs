@@ -7,6 +7,7 @@ mod cost;
 mod events;
 mod kernel;
 mod kernel_events;
+mod processes;
 mod ranges;
 mod sampling;
 mod unwind_tables;
@@ -51,7 +52,7 @@ mod skel {
     unsafe impl plain::Plain for types::activity {}
 }
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -66,6 +67,7 @@ pub use cost::{Activity, RunTime, Statistics, TrapCost};
 use kernel::Features;
 pub use kernel::{Attachment, check};
 pub use kernel_events::{KernelEvents, UnseenFrees};
+pub use processes::ProcessFilter;
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
@@ -84,7 +86,7 @@ use unwind_tables::UnwindTables;
 const CALL_RING_BYTES: u32 = 4 << 20;
 
 /// What the programs are to record. Fixed at load, so that what is not asked for costs nothing.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Config {
     /// Smallest and largest size to record, in bytes.
     pub sizes: (u64, u64),
@@ -104,6 +106,8 @@ pub struct Config {
     pub max_depth: u32,
     /// How stacks are unwound.
     pub unwind: Unwind,
+    /// Trace more processes than one: those that are added, and these.
+    pub processes: Option<ProcessFilter>,
     /// Trace the kernel's own allocators, and no process.
     pub kernel: Option<KernelEvents>,
     /// Pass on what libbpf says.
@@ -208,12 +212,93 @@ impl<'obj> Tracer<'obj> {
             shown: object.shown.clone(),
             probes,
         };
+        self.watch_thread_exits()?;
+        let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
+        self.links.extend(links);
+        Ok(())
+    }
+
+    /// Follows processes from fork to exit, as [`Config::processes`] says; before any of them is added.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
+    pub fn attach_processes(&mut self) -> Result<()> {
+        self.watch_thread_exits()?;
+        let Some(filter) = &self.config.processes else {
+            return Ok(());
+        };
+        let links = processes::attach(&self.skel.progs, &self.skel.maps, filter)?;
+        self.links.extend(links);
+        Ok(())
+    }
+
+    /// Traces a process from now on, among others.
+    ///
+    /// # Errors
+    /// Fails when there are too many.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
+    pub fn add_process(&self, pid: u32) -> Result<()> {
+        processes::add(&self.skel.maps, pid)
+    }
+
+    /// Leaves a process.
+    ///
+    /// # Errors
+    /// Fails when the map of processes can't be written.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
+    pub fn remove_process(&self, pid: u32) -> Result<()> {
+        processes::remove(&self.skel.maps, pid)
+    }
+
+    /// The processes that are traced at this moment, of several.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
+    pub fn processes(&self) -> BTreeSet<u32> {
+        processes::all(&self.skel.maps)
+    }
+
+    /// Clears away what processes have left that ended at a time in ns of CLOCK_MONOTONIC.
+    ///
+    /// # Errors
+    /// Fails when a map can't be read or written.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
+    pub fn clear(&mut self, ended: &BTreeMap<u32, u64>) -> Result<()> {
+        self.events.drain()?;
+        for (&pid, &ended_ns) in ended {
+            self.events.forget(pid, ended_ns);
+            self.executed.remove(&pid);
+            self.tables.forget_process(pid)?;
+        }
+        let used = self
+            .events
+            .ranges()
+            .iter()
+            .map(|(_, _, piece)| piece.stack)
+            .collect();
+        processes::clear(&self.skel.maps, ended, used)
+    }
+
+    /// Watches the ends of threads, once.
+    fn watch_thread_exits(&mut self) -> Result<()> {
         if self.links.is_empty() {
             self.links
                 .push(attach::attach_thread_exit(&self.skel.progs)?);
         }
-        let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
-        self.links.extend(links);
         Ok(())
     }
 
@@ -434,6 +519,7 @@ impl<'obj> Tracer<'obj> {
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,
+            processes: lost.processes,
             events: match self.config.kernel {
                 Some(_) => kernel_events::missed(&self.skel.progs),
                 None => 0,
@@ -578,8 +664,12 @@ fn configure(
     rodata.has_task_storage = features.task_storage;
     rodata.trace_kernel = config.kernel.is_some();
     rodata.own_tgid = std::process::id();
+    rodata.pid_namespace = kernel::pid_namespace()?;
     rodata.page_bytes = u32::try_from(rustix::param::page_size())?;
 
+    if let Some(filter) = &config.processes {
+        processes::configure(&mut open.maps, filter)?;
+    }
     let maps = &mut open.maps;
     maps.allocs.set_max_entries(config.max_allocations)?;
     maps.stack_traces.set_max_entries(config.max_stacks)?;
@@ -618,6 +708,7 @@ fn configure(
         let name = program.name().to_string_lossy();
         let wanted = match config.kernel {
             Some(events) => events.uses(&name),
+            None if matches!(&*name, "process_fork" | "process_exec") => config.processes.is_some(),
             None => attach::uses(features.attachment, &name),
         };
         program.set_autoload(wanted);

@@ -1,7 +1,7 @@
 //! From what the maps hold to usage per stack: blocks and ranges are summed up while they are read, so that
 //! a million live blocks need no second copy in memory.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -22,6 +22,10 @@ const MAX_PASSES: usize = 100;
 pub struct Filter {
     /// Leave out blocks younger than this.
     pub older: Duration,
+    /// Processes that have ended: nothing of theirs is young.
+    pub ended: BTreeSet<u32>,
+    /// Only what the ended processes hold.
+    pub ended_only: bool,
     /// Only these threads' blocks; empty: all.
     pub tids: Vec<u32>,
     /// List each block.
@@ -68,7 +72,7 @@ impl<'a> Tally<'a> {
             class(block.function & 0xff, key.memory),
             StackId(block.stack),
         );
-        let Some(age_ns) = self.age(block.time_ns, block.tid) else {
+        let Some(age_ns) = self.age(block.time_ns, key.tgid, block.tid) else {
             return;
         };
         let allocation = Allocation {
@@ -87,7 +91,7 @@ impl<'a> Tally<'a> {
     pub fn add_ranges(&mut self, ranges: &Ranges) {
         let mut counted = HashSet::new();
         for (tgid, start, piece) in ranges.iter() {
-            let Some(age_ns) = self.age(piece.time_ns, piece.tid) else {
+            let Some(age_ns) = self.age(piece.time_ns, tgid, piece.tid) else {
                 continue;
             };
             let allocation = Allocation {
@@ -136,12 +140,14 @@ impl<'a> Tally<'a> {
             .collect()
     }
 
-    /// The age of what was allocated at a time by a thread; none when it is not part of the snapshot.
-    fn age(&self, time_ns: u64, tid: u32) -> Option<u64> {
+    /// The age of what was allocated at a time by a process's thread; none when it is not part of the snapshot.
+    fn age(&self, time_ns: u64, tgid: u32, tid: u32) -> Option<u64> {
         let age_ns = self.now_ns.checked_sub(time_ns)?;
-        let old = u128::from(age_ns) >= self.filter.older.as_nanos();
-        let wanted = self.filter.tids.is_empty() || self.filter.tids.contains(&tid);
-        (old && wanted).then_some(age_ns)
+        let filter = self.filter;
+        let ended = filter.ended.contains(&tgid);
+        let old = ended || u128::from(age_ns) >= filter.older.as_nanos();
+        let wanted = filter.tids.is_empty() || filter.tids.contains(&tid);
+        (old && wanted && (ended || !filter.ended_only)).then_some(age_ns)
     }
 
     fn add(&mut self, group: Key, allocation: Allocation, count: i64) -> &mut Sum {
@@ -157,6 +163,9 @@ impl<'a> Tally<'a> {
 
     /// Adds one slot of a stack's totals.
     fn add_totals(&mut self, group: Key, bytes: i64, count: i64) {
+        if self.filter.ended_only && !self.filter.ended.contains(&group.0) {
+            return;
+        }
         let weight = self.weight.of_size(1);
         let sum = self.usage.entry(group).or_default();
         sum.bytes += bytes;

@@ -182,6 +182,22 @@ impl UnwindTables {
         self.store.prepare_block()
     }
 
+    /// Forgets what a process mapped: it has ended.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_process(&mut self, tgid: u32) -> Result<()> {
+        if self.described.remove(&tgid).is_none() {
+            return Ok(());
+        }
+        match self.processes.delete(&tgid.to_ne_bytes()) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("failed to forget process {tgid}"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn describe(&self, mapping: &CodeMapping) -> unwind_mapping {
         let loaded = match &mapping.code {
             Code::File { id, .. } => self.files.get(id),

@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * Which process the current one is, in the numbers of memleak's own pid namespace, and whether it is traced:
+ * the set of traced processes, kept from fork to exit. Knows nothing of allocations.
+ */
+#ifndef PROCESS_BPF_H
+#define PROCESS_BPF_H
+
+#include "config.bpf.h"
+
+/* The kernel's limit on pid namespaces within each other, and the initial one's. */
+#define MAX_PID_NAMESPACES 33
+
+/* Traced processes, by tgid; the value means nothing. In use where more than one can be traced. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32);
+} traced_processes SEC(".maps");
+
+/* The cgroups (version 2) whose processes are traced. */
+struct {
+	__uint(type, BPF_MAP_TYPE_CGROUP_ARRAY);
+	__uint(max_entries, MAX_CGROUPS);
+	__type(key, __u32);
+	__type(value, __u32);
+} traced_cgroups SEC(".maps");
+
+/* A task's number in memleak's pid namespace; 0 when it has none there. */
+static __always_inline __u32 number_of(struct pid *pid)
+{
+	void *numbers = (void *)pid + bpf_core_field_offset(struct pid, numbers);
+	__u32 i, level = BPF_CORE_READ(pid, level);
+
+	for (i = 0; i < MAX_PID_NAMESPACES && i <= level; i++) {
+		struct upid number = {};
+
+		if (bpf_probe_read_kernel(&number, sizeof(number), numbers + i * sizeof(number)))
+			break;
+		if (BPF_CORE_READ(number.ns, ns.inum) == pid_namespace)
+			return number.nr;
+	}
+	return 0;
+}
+
+/* Not static: one copy for all callers, and out of the way of those that never need it. */
+__noinline __u64 pid_tgid_in_namespace(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	__u64 tgid = number_of(BPF_CORE_READ(task, group_leader, thread_pid));
+
+	return tgid << 32 | number_of(BPF_CORE_READ(task, thread_pid));
+}
+
+/* As bpf_get_current_pid_tgid(), in the numbers that memleak and its user know. */
+static __always_inline __u64 current_pid_tgid(void)
+{
+	return pid_namespace ? pid_tgid_in_namespace() : bpf_get_current_pid_tgid();
+}
+
+static __always_inline bool is_traced(void)
+{
+	__u32 tgid;
+
+	if (!many_processes)
+		return true;
+	tgid = current_pid_tgid() >> 32;
+	return bpf_map_lookup_elem(&traced_processes, &tgid);
+}
+
+static __always_inline void trace_process(__u32 tgid)
+{
+	__u32 value = 0;
+
+	if (tgid && tgid != own_tgid && bpf_map_update_elem(&traced_processes, &tgid, &value, BPF_ANY))
+		count_lost(processes);
+}
+
+/* Whether the current process is called as the user said. Its name runs through an automaton. */
+static __always_inline bool name_is_wanted(void)
+{
+	char comm[16] = {};
+	__u64 states = name_start;
+	int i;
+
+	if (!name_accept)
+		return false;
+	bpf_get_current_comm(comm, sizeof(comm));
+	for (i = 0; i < sizeof(comm) && comm[i]; i++)
+		states = (states & name_steps[(__u8)comm[i]]) << 1 | (states & name_loops);
+	return states & name_accept;
+}
+
+static __always_inline bool is_in_cgroup(void)
+{
+	__u32 i;
+
+	for (i = 0; i < MAX_CGROUPS; i++)
+		if (i < cgroup_count && bpf_current_task_under_cgroup(&traced_cgroups, i) == 1)
+			return true;
+	return false;
+}
+
+/* The current process has made a task: a thread of its own, or a child before its first instruction. */
+static __always_inline void process_has_forked(struct task_struct *child)
+{
+	struct pid *number;
+
+	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
+		return;
+	if (!(follow_forks && is_traced()) && !is_in_cgroup())
+		return;
+	number = BPF_CORE_READ(child, thread_pid);
+	trace_process(pid_namespace ? number_of(number) : BPF_CORE_READ(child, tgid));
+}
+
+/* The current process is about to run another program. */
+static __always_inline void process_has_executed(void)
+{
+	__u32 tgid = current_pid_tgid() >> 32;
+	bool known = bpf_map_lookup_elem(&traced_processes, &tgid);
+	bool wanted = trace_all || name_is_wanted() || is_in_cgroup();
+
+	if (wanted && !known)
+		trace_process(tgid);
+	if (known && !wanted && !follow_execs)
+		bpf_map_delete_elem(&traced_processes, &tgid);
+}
+
+/* The current thread has ended; with the last one, its process has. */
+static __always_inline void thread_has_ended(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	__u32 tgid;
+
+	if (BPF_CORE_READ(task, signal, live.counter) > 0)
+		return;
+	tgid = current_pid_tgid() >> 32;
+	bpf_map_delete_elem(&traced_processes, &tgid);
+}
+
+#endif
