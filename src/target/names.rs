@@ -84,7 +84,10 @@ mod tests {
         assert_eq!(matching(&["*nginx"], &names), ["nginx", "xnginx"]);
         assert_eq!(matching(&["ng?nx"], &names), ["nginx"]);
         assert_eq!(matching(&["*"], &names), names);
-        assert_eq!(matching(&["**g*x**"], &names), ["nginx", "nginx2", "xnginx"]);
+        assert_eq!(
+            matching(&["**g*x**"], &names),
+            ["nginx", "nginx2", "xnginx"]
+        );
         assert_eq!(matching(&["?*"], &names).len(), 4);
     }
 
