@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TARGET := $(shell uname -m)-unknown-linux-gnu
 comma := ,
 
-.PHONY: build demo test bench static install test-truth soak
+.PHONY: build demo test bench static install test-truth test-vm soak
 
 build: target/release/memleak
 
@@ -38,6 +38,12 @@ bench:
 test-truth:
 	scripts/install-packages.sh build test
 	$(CARGO) test --test truth -- --ignored --nocapture
+
+# the static binary on Debian's kernels from 5.10 to the newest, in software emulation; FAST=1: on two of them.
+# All of them write their table into docs/kernels.md.
+test-vm: static
+	scripts/install-packages.sh vm
+	tests/vm/matrix.py --memleak target/$(TARGET)/release/memleak $(if $(FAST),--fast,--markdown docs/kernels.md)
 
 # minutes of random operations in eight threads, against their own ledger
 soak:

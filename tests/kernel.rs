@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 
 use common::memleak;
 use common::process::Running;
@@ -72,12 +73,13 @@ fn pipes() {
     assert_counted("filp", "*pipe*", 2 * COUNT, || many(open));
 }
 
+fn timers_held() -> Vec<OwnedFd> {
+    many(|| timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).expect("a timer"))
+}
+
 #[test]
 fn timers() {
-    let open = || -> OwnedFd {
-        timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::CLOEXEC).expect("a timer")
-    };
-    assert_counted("filp", "*timerfd_create", COUNT, || many(open));
+    assert_counted("filp", "*timerfd_create", COUNT, timers_held);
 }
 
 #[test]
@@ -119,6 +121,39 @@ fn the_page_cache_is_no_leak() {
     write();
     let report = last_report(tracer);
     assert!(report.total().bytes >= 64 << 20, "{report:#?}");
+}
+
+/// memleak is the only process here that may be left out, and the only one of its name.
+#[test]
+fn its_own_calls_are_left_out_in_a_process_namespace_as_well() {
+    require_root();
+    let name = "own-calls";
+    let folder = tempfile::tempdir().expect("a directory");
+    let program = folder.path().join(name);
+    std::fs::copy(env!("CARGO_BIN_EXE_memleak"), &program).expect("a copy of memleak");
+    let mut command = Command::new("unshare");
+    command
+        .args(["--pid", "--fork", "--mount-proc"])
+        .arg(&program);
+    command.args(["--trace", "0.1", "5"]);
+    let finished = memleak::finish_well(Running::spawn(&mut command));
+    let others = |line: &&String| line.contains(" kmem_cache_alloc ");
+    assert!(finished.stdout.iter().any(|line| others(&line)), "no call");
+    let own = finished.stdout.iter().find(|line| line.contains(name));
+    assert_eq!(own, None);
+}
+
+#[test]
+fn blocks_are_listed_with_their_cache() {
+    require_root();
+    let tracer = trace(&["-a", "--cache", "filp", "--function", "*timerfd_create"]);
+    let held = timers_held();
+    let report = last_report(tracer);
+    assert_eq!(report.allocations.len() as u64, COUNT, "{report:#?}");
+    for block in &report.allocations {
+        assert!(block.rest.ends_with("cache = filp"), "{block:?}");
+    }
+    drop(held);
 }
 
 #[test]

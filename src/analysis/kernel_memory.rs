@@ -45,13 +45,14 @@ const SLAB_PAGES: [&str; 13] = [
 ];
 
 /// Functions through which the slab allocator takes blocks for its own records.
-const SLAB_RECORDS: [&str; 7] = [
+const SLAB_RECORDS: [&str; 8] = [
     "alloc_slab_obj_exts",
     "alloc_slab_cgroups",
     "memcg_alloc_slab_cgroups",
     "memcg_alloc_page_obj_cgroups",
     "alloc_empty_sheaf",
     "__alloc_empty_sheaf",
+    "__pcs_replace_empty_main",
     "allocate_slab",
 ];
 
@@ -158,6 +159,10 @@ mod tests {
         let slab = |names| account(Class::Slab, &stack(names), false);
         assert_eq!(
             slab("__kmalloc_cache_noprof __alloc_empty_sheaf kmem_cache_alloc_noprof caller"),
+            Account::Backing
+        );
+        assert_eq!(
+            slab("__kmalloc_flags_noprof __pcs_replace_empty_main kmem_cache_alloc_noprof caller"),
             Account::Backing
         );
         assert_eq!(

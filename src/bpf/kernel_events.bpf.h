@@ -20,6 +20,14 @@
 /* ___GFP_MOVABLE: pages whose users can be told that they moved, which is what processes and files hold. */
 #define GFP_MOVABLE 0x08
 
+/*
+ * Code through which interrupts come: what lies further out on a stack was interrupted, and has no part in
+ * what the interrupt does. The kernel's own stack depot cuts stacks there too (filter_irq_stacks). Unused
+ * ones are empty.
+ */
+#define MAX_INTERRUPT_ENTRIES 4
+const volatile struct code_range interrupt_entries[MAX_INTERRUPT_ENTRIES] = {};
+
 /* Blocks freed at a time at the most; the kernel's own callers stay below. */
 #define MAX_BULK 512
 
@@ -53,6 +61,13 @@ struct {
 	__type(key, __u64);
 	__type(value, struct cache_name);
 } stack_caches SEC(".maps");
+
+/* What is known of a stack that was captured. */
+struct captured {
+	__u64 hash;
+	bool complete;
+	bool interrupted; /* it is an interrupt's, and not the current task's */
+};
 
 /* What an event tells of a new block. */
 struct kernel_block {
@@ -101,41 +116,63 @@ static __always_inline void name_cache(__u64 stack, const struct kmem_cache *cac
 	bpf_map_update_elem(&stack_caches, &stack, &name, BPF_NOEXIST);
 }
 
-/* Stores the kernel's stack; one stack that allocates from two caches counts as two. */
-static __always_inline __u64 kernel_stack(void *ctx, __u64 cache)
+/* A return address lies behind its call, and may be the first one behind the function. */
+static __always_inline bool is_interrupt_entry(__u64 address)
 {
-	struct kernel_scratch *scratch = claim_scratch();
-	__u64 hash = hash_address(HASH_SEED, cache);
-	__u64 stack = STACK_NOT_STORED;
-	long bytes;
+	bool is = false;
 	__u32 i;
 
-	if (!scratch) {
+#pragma unroll
+	for (i = 0; i < MAX_INTERRUPT_ENTRIES; i++)
+		is |= address - 1 - interrupt_entries[i].begin < interrupt_entries[i].size;
+	return is;
+}
+
+/* The kernel's stack, up to where an interrupt came in. */
+static __always_inline struct captured capture_kernel_stack(void *ctx, struct stack *stack, __u64 cache)
+{
+	/* one stack that allocates from two caches counts as two */
+	struct captured captured = {.hash = hash_address(HASH_SEED, cache)};
+	long bytes = bpf_get_stack(ctx, stack->addresses, max_stack_depth * sizeof(__u64), 0);
+	__u32 depth, i;
+
+	if (bytes <= 0)
+		return captured;
+	depth = (__u64)bytes / sizeof(__u64);
+	for (i = 0; i < MAX_STACK_DEPTH && i < depth; i++) {
+		__u64 address = stack->addresses[i];
+
+		captured.hash = hash_address(captured.hash, address);
+		if (is_interrupt_entry(address)) {
+			captured.interrupted = true;
+			depth = i + 1;
+			break;
+		}
+	}
+	stack->depth = depth;
+	if (captured.hash == STACK_NOT_STORED)
+		captured.hash = 1;
+	captured.complete = true;
+	return captured;
+}
+
+static __always_inline __u64 store_kernel_stack(struct stack *stack, struct captured captured, __u64 cache)
+{
+	__u64 id;
+
+	if (!captured.complete) {
 		count_lost(stacks);
 		return STACK_NOT_STORED;
 	}
-	bytes = bpf_get_stack(ctx, scratch->stack.addresses, max_stack_depth * sizeof(__u64), 0);
-	if (bytes > 0) {
-		__u32 depth = (__u64)bytes / sizeof(__u64);
-
-		scratch->stack.depth = depth;
-		for (i = 0; i < MAX_STACK_DEPTH && i < depth; i++)
-			hash = hash_address(hash, scratch->stack.addresses[i]);
-		if (hash == STACK_NOT_STORED)
-			hash = 1;
-		stack = store_stack(&scratch->stack, hash);
-	} else {
-		count_lost(stacks);
-	}
-	release_scratch(scratch);
-	if (cache && stack != STACK_NOT_STORED)
-		name_cache(stack, (void *)cache);
-	return stack;
+	id = store_stack(stack, captured.hash);
+	if (cache && id != STACK_NOT_STORED)
+		name_cache(id, (void *)cache);
+	return id;
 }
 
 static __always_inline bool is_own_process(void)
 {
-	return bpf_get_current_pid_tgid() >> 32 == own_tgid;
+	return current_pid_tgid() >> 32 == own_tgid;
 }
 
 static __always_inline bool kernel_sampler_picks(__u64 size)
@@ -159,20 +196,33 @@ static __always_inline void kernel_allocated(void *ctx, const struct kernel_bloc
 {
 	struct block_key key = kernel_key(new->address, new->memory);
 	struct block block = {.size = new->size, .function = KERNEL_BLOCK(new->memory, new->order)};
+	bool wanted = new->size >= min_size &&new->size <= max_size &&kernel_sampler_picks(new->size);
+	bool own = is_own_process();
+	struct kernel_scratch *scratch;
+	struct captured captured = {};
 
-	if (!new->address || is_own_process())
+	if (!new->address)
 		return;
-	if (trace_calls)
+	if (trace_calls && !own)
 		send_call(new->event, new->size, new->address, 0, 0);
-	if (new->size < min_size || new->size > max_size || !kernel_sampler_picks(new->size)) {
+	scratch = wanted ? claim_scratch() : NULL;
+	if (scratch)
+		captured = capture_kernel_stack(ctx, &scratch->stack, new->cache);
+	if (!wanted || (own && !captured.interrupted)) {
 		/* but what was there before is gone, seen or not */
 		release_block(&key, &block);
-		return;
+		goto out;
 	}
 	block.time_ns = bpf_ktime_get_ns();
-	block.tid = (__u32)bpf_get_current_pid_tgid();
-	block.stack = kernel_stack(ctx, new->cache);
+	block.tid = (__u32)current_pid_tgid();
+	if (scratch)
+		block.stack = store_kernel_stack(&scratch->stack, captured, new->cache);
+	else
+		count_lost(stacks);
 	record_block(&key, &block);
+out:
+	if (scratch)
+		release_scratch(scratch);
 }
 
 static __always_inline void kernel_freed(__u64 address, __u32 memory, __u32 event)

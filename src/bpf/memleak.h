@@ -87,6 +87,12 @@ struct combined_key {
 	__u32 memory; /* enum memory */
 };
 
+/* A piece of code. */
+struct code_range {
+	__u64 begin;
+	__u64 size;
+};
+
 /* Value of `stack_caches`: the slab cache that a stack of the kernel allocates from. */
 struct cache_name {
 	char text[32];

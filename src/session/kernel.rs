@@ -43,6 +43,7 @@ pub fn run(options: &Options) -> Result<u8> {
         Config {
             kernel: Some(KernelEvents {
                 percpu: options.recording.percpu,
+                interrupts: symbols.interrupt_entries(),
             }),
             unwind: Unwind::FramePointers,
             ..config(options)

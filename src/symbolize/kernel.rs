@@ -87,6 +87,28 @@ impl KernelSymbols {
         Ok(())
     }
 
+    /// The code through which interrupts come, hard and soft: by address, and neighbours as one.
+    pub fn interrupt_entries(&self) -> Vec<Range<u64>> {
+        let mut entries: Vec<Range<u64>> = Vec::new();
+        let Some(table) = self.tables.first() else {
+            return entries;
+        };
+        for (at, symbol) in table.symbols.iter().enumerate() {
+            if !is_interrupt_entry(&symbol.name) {
+                continue;
+            }
+            let later = table.symbols[at..].iter().map(|later| later.address);
+            let Some(end) = later.into_iter().find(|end| *end > symbol.address) else {
+                continue;
+            };
+            match entries.last_mut() {
+                Some(last) if last.end >= symbol.address => last.end = last.end.max(end),
+                _ => entries.push(symbol.address..end),
+            }
+        }
+        entries
+    }
+
     /// Names the frames of a stack, given as return addresses, from the allocator outwards.
     pub fn frames(&self, stack: &[u64]) -> Vec<Frame> {
         let frames: Vec<Frame> = stack.iter().map(|address| self.frame(*address)).collect();
@@ -211,6 +233,20 @@ impl Owner {
     }
 }
 
+/// Functions of x86-64 and aarch64 that run the handlers of an interrupt; exceptions such as page faults are none,
+/// for what they do is done for the code that they came in.
+fn is_interrupt_entry(name: &str) -> bool {
+    const SOFT: [&str; 2] = ["__do_softirq", "handle_softirqs"];
+    const HARD: [&str; 5] = [
+        "asm_common_interrupt",
+        "asm_spurious_interrupt",
+        "el1h_64_irq",
+        "el1_irq",
+        "el0t_64_irq",
+    ];
+    SOFT.contains(&name) || HARD.contains(&name) || name.starts_with("asm_sysvec_")
+}
+
 /// Name and place of a line of /proc/modules: `name size references users state 0xffffffffc0000000`.
 fn module_range(line: &str) -> Option<(&str, Range<u64>)> {
     let mut words = line.split_ascii_whitespace();
@@ -325,6 +361,29 @@ ffffffffc0100000 t bpf_prog_12_kmalloc\t[bpf]
         assert_eq!(
             names(&symbols, &[0xffff_ffff_c000_0010]),
             ["leak+0x10 [leaky]"]
+        );
+    }
+
+    #[test]
+    fn interrupts_come_through_a_few_pieces_of_code() {
+        let lines = "\
+ffffffff81000000 T asm_exc_page_fault
+ffffffff81000040 T asm_common_interrupt
+ffffffff81000080 T asm_sysvec_apic_timer_interrupt
+ffffffff810000c0 T asm_exc_nmi
+ffffffff81000400 t handle_softirqs
+ffffffff81000800 T caller
+";
+        let symbols = KernelSymbols {
+            tables: vec![Table::read(lines.as_bytes(), "").unwrap()],
+            modules: String::new(),
+        };
+        assert_eq!(
+            symbols.interrupt_entries(),
+            [
+                0xffff_ffff_8100_0040..0xffff_ffff_8100_00c0,
+                0xffff_ffff_8100_0400..0xffff_ffff_8100_0800,
+            ]
         );
     }
 

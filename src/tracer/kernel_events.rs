@@ -1,17 +1,21 @@
 //! The kernel's allocators: which programs are attached where, and what can't be seen on this kernel.
 //! What the programs do with an event is theirs alone.
 
+use std::ops::Range;
+
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, ProgramMut};
 
 use super::cost;
 use super::skel::{MemleakProgs, types};
 
-/// Which of the kernel's allocators are traced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Which of the kernel's allocators are traced, and how.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelEvents {
     /// Per-CPU memory as well as slabs and pages.
     pub percpu: bool,
+    /// Code through which interrupts come, where stacks end: addresses as in `/proc/kallsyms`.
+    pub interrupts: Vec<Range<u64>>,
 }
 
 /// Frees that this kernel does not tell of: their blocks look live until their address is handed out again.
@@ -35,7 +39,7 @@ impl UnseenFrees {
 
 impl KernelEvents {
     /// Whether a program is one of those that are needed.
-    pub fn uses(self, program: &str) -> bool {
+    pub fn uses(&self, program: &str) -> bool {
         match program.strip_prefix("kernel_") {
             Some("percpu_alloc" | "percpu_free") => self.percpu,
             Some(_) => true,
@@ -50,7 +54,7 @@ impl KernelEvents {
 /// Fails when the kernel lacks one of the tracepoints that all kernels have, or refuses.
 pub fn attach(
     programs: &MemleakProgs<'_>,
-    events: KernelEvents,
+    events: &KernelEvents,
 ) -> Result<(Vec<Link>, Vec<UnseenFrees>)> {
     let mut links = Vec::new();
     let mut unseen = Vec::new();
@@ -104,9 +108,17 @@ pub fn attach(
     Ok((links, unseen))
 }
 
+/// Fills in where stacks end; ranges beyond the array's end are left out.
+pub fn set_interrupt_entries(entries: &mut [types::code_range], interrupts: &[Range<u64>]) {
+    for (entry, code) in entries.iter_mut().zip(interrupts) {
+        entry.begin = code.start;
+        entry.size = code.end - code.start;
+    }
+}
+
 /// Events that came while their program was at work on the same CPU, which the kernel counts and leaves out.
-pub fn missed(programs: &MemleakProgs<'_>) -> u64 {
-    let all = [
+pub fn missed(programs: &MemleakProgs<'_>, events: &KernelEvents) -> u64 {
+    let mut all = vec![
         &programs.kernel_kmalloc,
         &programs.kernel_kmalloc_node,
         &programs.kernel_kfree,
@@ -115,7 +127,12 @@ pub fn missed(programs: &MemleakProgs<'_>) -> u64 {
         &programs.kernel_cache_free,
         &programs.kernel_page_alloc,
         &programs.kernel_page_free,
+        &programs.kernel_rcu_free,
+        &programs.kernel_bulk_free,
     ];
+    if events.percpu {
+        all.extend([&programs.kernel_percpu_alloc, &programs.kernel_percpu_free]);
+    }
     cost::recursion_misses(&all).unwrap_or(0)
 }
 
@@ -148,11 +165,15 @@ mod tests {
 
     #[test]
     fn user_programs_are_not_loaded_in_kernel_mode() {
-        let slabs = KernelEvents { percpu: false };
+        let slabs = KernelEvents::default();
         assert!(slabs.uses("kernel_kmalloc"));
         assert!(!slabs.uses("kernel_percpu_alloc"));
         assert!(!slabs.uses("user_session"));
-        assert!(KernelEvents { percpu: true }.uses("kernel_percpu_free"));
+        let percpu = KernelEvents {
+            percpu: true,
+            ..KernelEvents::default()
+        };
+        assert!(percpu.uses("kernel_percpu_free"));
     }
 
     #[test]

@@ -307,7 +307,8 @@ impl<'obj> Tracer<'obj> {
     /// # Errors
     /// Fails when the kernel lacks one of the tracepoints, or refuses.
     pub fn attach_kernel(&mut self) -> Result<Vec<UnseenFrees>> {
-        let events = self.config.kernel.unwrap_or_default();
+        let events = self.config.kernel.as_ref();
+        let events = events.context("no kernel programs were loaded")?;
         let (links, unseen) = kernel_events::attach(&self.skel.progs, events)?;
         self.links.extend(links);
         Ok(unseen)
@@ -520,10 +521,11 @@ impl<'obj> Tracer<'obj> {
             threads: lost.threads,
             missed_frees: lost.missed_frees,
             processes: lost.processes,
-            events: match self.config.kernel {
-                Some(_) => kernel_events::missed(&self.skel.progs),
-                None => 0,
-            },
+            events: self
+                .config
+                .kernel
+                .as_ref()
+                .map_or(0, |events| kernel_events::missed(&self.skel.progs, events)),
             cut: cut_stacks(&data.stacks_cut),
         }
     }
@@ -665,6 +667,9 @@ fn configure(
     rodata.trace_kernel = config.kernel.is_some();
     rodata.own_tgid = std::process::id();
     rodata.pid_namespace = kernel::pid_namespace()?;
+    if let Some(events) = &config.kernel {
+        kernel_events::set_interrupt_entries(&mut rodata.interrupt_entries, &events.interrupts);
+    }
     rodata.page_bytes = u32::try_from(rustix::param::page_size())?;
 
     if let Some(filter) = &config.processes {
@@ -706,7 +711,7 @@ fn configure(
 
     for mut program in open.open_object_mut().progs_mut() {
         let name = program.name().to_string_lossy();
-        let wanted = match config.kernel {
+        let wanted = match &config.kernel {
             Some(events) => events.uses(&name),
             None if matches!(&*name, "process_fork" | "process_exec") => config.processes.is_some(),
             None => attach::uses(features.attachment, &name),

@@ -46,10 +46,39 @@ leaked() { [ "$(cat $MODULE/leaked)" -ge $LEAKS ]; }
 trace_kernel() {
 	module_options=$1; shift
 	rm -f report notes
-	memleak -v -o 0 --top 1000 "$@" >>report 2>notes & tracer=$!
+	memleak -v -o 0 --top 1000 --module leaky_module "$@" >>report 2>notes & tracer=$!
 	until_says report Attaching $tracer || { cat notes; return 1; }
 	insmod /leaky_module.ko leaks=$LEAKS $module_options || return 1
 	until_true leaked
+}
+
+# trace_cache NAME: trace that cache alone and report its blocks one by one; what memleak says where it can't.
+trace_cache() {
+	trace_kernel '' -a --cache "$1" || return 0
+	report_and_stop && rmmod leaky_module
+}
+
+# trace_sleeper: trace the kernel while a process starts that stays.
+trace_sleeper() {
+	rm -f report notes
+	memleak -v -o 0 3600 >>report 2>notes & tracer=$!
+	until_says report Attaching $tracer || { cat notes; return 1; }
+	sleep 1000 & sleeper=$!
+	until_true grep -q sleep /proc/$sleeper/comm
+	report_and_stop
+	kill $sleeper
+}
+
+# trace_page_cache MIB: trace the kernel while a file of that size is written to memory.
+trace_page_cache() {
+	rm -f report notes
+	memleak -v -o 0 --top 1000 3600 >>report 2>notes & tracer=$!
+	until_says report Attaching $tracer || { cat notes; return 1; }
+	dd if=/dev/zero of=file bs=1M count="$1" 2>/dev/null
+	report_and_stop
+	status=$?
+	rm file
+	return $status
 }
 
 # report_and_stop: end the tracer as Ctrl-C does, which makes it report once more; only that report is printed.

@@ -240,7 +240,7 @@ MODULE_PARM_DESC(leaked, "how many blocks each function has leaked so far");
 
 static void start(struct timer_list *timer, void (*callback)(struct timer_list *))
 {
-	timer_setup(timer, callback, 0);
+	timer_setup(timer, callback, TIMER_PINNED);
 	mod_timer(timer, jiffies + HZ / ROUNDS_PER_SECOND);
 }
 
