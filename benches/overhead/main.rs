@@ -2,11 +2,12 @@
 //! The order of the sections is here; how each is measured is in a file of its own.
 //!
 //! Environment: `MEMLEAK_PEER` names other tracers to compare with, separated by colons, that are
-//! started as `PEER -p PID INTERVAL`; `BENCH_ROUNDS` (5) is how often each figure is measured;
-//! `BENCH_ONLY` names the sections to run (`events`, `programs`, `reports`), separated by commas.
+//! started as `PEER -p PID INTERVAL`, or `PEER INTERVAL` for the kernel; `BENCH_ROUNDS` (5) is how often each figure is measured;
+//! `BENCH_ONLY` names the sections to run (`events`, `programs`, `reports`, `kernel`), separated by commas.
 
 mod events;
 mod floor;
+mod kernel;
 mod machine;
 mod program;
 mod programs;
@@ -102,6 +103,13 @@ impl Setup {
         tracers
     }
 
+    /// Those that the kernel's allocators are traced by.
+    fn kernel_tracers(&self) -> Vec<Tracer> {
+        let mut tracers = vec![Tracer::Untraced];
+        tracers.extend(self.tools());
+        tracers
+    }
+
     /// Those that report, and have memory of their own.
     fn tools(&self) -> Vec<Tracer> {
         let mut tools = vec![self.ours("memleak", &[]), self.ours("memleak -C", &["-C"])];
@@ -132,6 +140,9 @@ fn run() -> Result<()> {
     }
     if setup.runs("reports") {
         reports::run(&setup, &floor)?;
+    }
+    if setup.runs("kernel") {
+        kernel::run(&setup)?;
     }
     Ok(())
 }

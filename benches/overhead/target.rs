@@ -1,4 +1,4 @@
-//! The program that allocates on command: compiled, started, told what to do. It knows nothing of tracers.
+//! The programs that allocate on command: compiled, started, told what to do. They know nothing of tracers.
 
 use anyhow::{Context as _, Result, ensure};
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -23,31 +23,45 @@ impl Workloads {
     /// Compiles the workloads, with frame pointers, so that every tracer finds whole stacks.
     pub fn build() -> Result<Self> {
         let directory = tempfile::tempdir().context("failed to make a temporary directory")?;
-        let status = Command::new("cc")
-            .args([
-                "-O1",
-                "-g",
-                "-Wall",
-                "-fno-omit-frame-pointer",
-                "-fno-optimize-sibling-calls",
-                "-pthread",
-            ])
-            .arg(format!("{SOURCES}/target.c"))
-            .arg("-o")
-            .arg(directory.path().join("target"))
-            .status()
-            .context("failed to run cc")?;
-        ensure!(status.success(), "failed to compile {SOURCES}/target.c");
+        for name in ["target", "kernel"] {
+            compile(name, directory.path())?;
+        }
         Ok(Self { directory })
     }
 
     /// Starts the program that obeys commands.
     pub fn start(&self) -> Result<Target> {
-        Target::start(&self.directory.path().join("target"))
+        let mut target = Target::start(&self.directory.path().join("target"))?;
+        target.ask("pairs 4")?; // libc's own buffers are allocated before anything is measured
+        Ok(target)
+    }
+
+    /// Starts the program that makes the kernel allocate.
+    pub fn start_for_kernel(&self) -> Result<Target> {
+        Target::start(&self.directory.path().join("kernel"))
     }
 }
 
-/// A running `target.c`; killed when dropped.
+fn compile(name: &str, directory: &Path) -> Result<()> {
+    let status = Command::new("cc")
+        .args([
+            "-O1",
+            "-g",
+            "-Wall",
+            "-fno-omit-frame-pointer",
+            "-fno-optimize-sibling-calls",
+            "-pthread",
+        ])
+        .arg(format!("{SOURCES}/{name}.c"))
+        .arg("-o")
+        .arg(directory.join(name))
+        .status()
+        .context("failed to run cc")?;
+    ensure!(status.success(), "failed to compile {SOURCES}/{name}.c");
+    Ok(())
+}
+
+/// A running `target.c` or `kernel.c`; killed when dropped.
 pub struct Target {
     child: Child,
     input: ChildStdin,
@@ -56,7 +70,9 @@ pub struct Target {
 
 impl Target {
     fn start(path: &Path) -> Result<Self> {
+        let directory = path.parent().context("the target has no directory")?;
         let mut child = Command::new(path)
+            .current_dir(directory)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -72,13 +88,11 @@ impl Target {
                 }
             }
         });
-        let mut target = Self {
+        Ok(Self {
             child,
             input,
             answers,
-        };
-        target.ask("pairs 4")?; // libc's own buffers are allocated before anything is measured
-        Ok(target)
+        })
     }
 
     /// Its process id.

@@ -31,7 +31,7 @@ pub enum Tracer {
         name: String,
         /// The executable.
         path: PathBuf,
-        /// Options before `-p PID INTERVAL`.
+        /// Options before `-p PID INTERVAL`, or before `INTERVAL` to trace the kernel.
         options: Vec<String>,
     },
 }
@@ -63,8 +63,23 @@ impl Tracer {
             Self::Untraced => By::Nothing,
             Self::Floor(at) => By::Probes(floor.attach(pid, *at)?),
             Self::Command { path, options, .. } => {
-                By::Tool(Tool::start(path, options, pid, interval)?)
+                let target = ["-p".to_string(), pid.to_string()];
+                By::Tool(Tool::start(
+                    path,
+                    &[options, &target[..]].concat(),
+                    interval,
+                )?)
             }
+        };
+        Ok(Attached { begin, by })
+    }
+
+    /// Begins to trace the kernel's allocators, where it is a tool.
+    pub fn attach_to_kernel(&self, interval: u32) -> Result<Attached> {
+        let begin = Instant::now();
+        let by = match self {
+            Self::Untraced | Self::Floor(_) => By::Nothing,
+            Self::Command { path, options, .. } => By::Tool(Tool::start(path, options, interval)?),
         };
         Ok(Attached { begin, by })
     }
@@ -119,11 +134,11 @@ pub struct Tool {
 }
 
 impl Tool {
-    fn start(path: &Path, options: &[String], pid: u32, interval: u32) -> Result<Self> {
+    fn start(path: &Path, options: &[String], interval: u32) -> Result<Self> {
         let errors = tempfile::tempfile().context("failed to make a temporary file")?;
         let mut child = Command::new(path)
             .args(options)
-            .args(["-p", &pid.to_string(), &interval.to_string()])
+            .arg(interval.to_string())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(errors.try_clone().context("failed to share a file")?)
