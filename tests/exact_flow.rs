@@ -65,6 +65,18 @@ fn after_a_jump_out_of_realloc_its_block_is_still_there() {
 }
 
 #[test]
+fn after_a_jump_out_of_realloc_its_block_can_be_freed() {
+    leaks_after_a_jump_are_found("realloc-free");
+    for report in both_ways("longjmp", &["realloc-free"]) {
+        assert_eq!(
+            report.made_in("block_before_jump"),
+            Held::default(),
+            "{report:#?}"
+        );
+    }
+}
+
+#[test]
 fn threads_that_die_inside_malloc_leave_others_tracked() {
     for report in both_ways("dies_inside", &[]) {
         assert_eq!(

@@ -17,6 +17,7 @@ struct {
 	__type(value, struct block);
 } allocs SEC(".maps");
 
+/* Of one process it only grows: who has seen that a stack is stored need not look again. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -33,15 +34,15 @@ struct {
 	__type(value, struct combined);
 } combined_allocs SEC(".maps");
 
-/* Keeps a captured stack; gives its identity, STACK_NOT_STORED when there is no room. */
-static __always_inline __u64 store_stack(struct stack *stack, __u64 hash)
+/* Keeps a stack that process `tgid` uses; gives its identity, STACK_NOT_STORED when there is no room. */
+static __always_inline __u64 store_stack(struct stack *stack, __u64 hash, __u32 tgid)
 {
 	struct stack *known = bpf_map_lookup_elem(&stack_traces, &hash);
 	long err;
 
 	if (many_processes) {
 		/* it must not go with the process that stored it */
-		stack->tgid = current_pid_tgid() >> 32;
+		stack->tgid = tgid;
 		if (known && known->tgid != stack->tgid)
 			known->tgid = stack->tgid;
 	}
@@ -118,6 +119,20 @@ static __always_inline bool release_block(const struct block_key *key, struct bl
 			add_to_combined(combined, -(__s64)block->size, -1);
 	}
 	return true;
+}
+
+/*
+ * The same where nobody wants to know what the block was. Looking first pays where most blocks are unknown:
+ * a look takes no lock.
+ */
+static __always_inline bool drop_block(const struct block_key *key)
+{
+	bool few_are_recorded = sample_below || sample_distance || min_size || max_size != ~0ULL;
+	struct block block;
+
+	if (count_combined || few_are_recorded)
+		return release_block(key, &block);
+	return !bpf_map_delete_elem(&allocs, key);
 }
 
 /* Puts a live block in. One at the same address means that its free was missed: it is replaced. */

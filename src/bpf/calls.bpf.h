@@ -85,20 +85,17 @@ static __always_inline int leave_out(struct pt_regs *ctx, struct call *call, __u
  * realloc's old block is taken out at entry: once the allocator has freed it, another thread can be given
  * its address before this call returns. A failed realloc puts it back.
  */
-static __always_inline void take_old_block(struct call *call, __u64 address)
+static __always_inline void take_old_block(struct task_struct *task, struct call *call, __u64 address)
 {
-	struct block_key key = {.address = address, .tgid = current_pid_tgid() >> 32};
+	struct block_key key = {.address = address, .tgid = tgid_of(task)};
 
 	call->arguments[0] = address;
 	call->has_old = address && release_block(&key, &call->old);
 }
 
-static __always_inline void put_old_block_back(struct call *call)
+static __always_inline void put_old_block_back(struct task_struct *task, struct call *call)
 {
-	struct block_key key = {
-		.address = call->arguments[0],
-		.tgid = current_pid_tgid() >> 32,
-	};
+	struct block_key key = {.address = call->arguments[0], .tgid = tgid_of(task)};
 	struct block block = call->old;
 
 	if (!call->has_old)
@@ -134,29 +131,81 @@ static __always_inline int enter_range_call(struct pt_regs *ctx, struct argument
 	return begin_call(call, sp, true);
 }
 
+/*
+ * Whether the thread may have left a call without returning from it: the kernel still waits for the return of
+ * a frame that is gone.
+ */
+static __always_inline bool may_have_left_a_call(struct task_struct *task, __u64 sp)
+{
+	struct return_instance *innermost;
+	struct uprobe_task *utask;
+
+	if (!has_task_storage)
+		return true;
+	utask = task->utask;
+	innermost = utask ? utask->return_instances : NULL;
+	return innermost && innermost->stack < sp;
+}
+
+/* A thread frees a block: what that says of the call that it was in last. */
+static __always_inline void check_call_at_free(struct task_struct *task, __u64 block, __u64 sp)
+{
+	struct thread *thread = thread_of(task, false);
+	struct call *call;
+
+	if (!thread || !thread->call.sp)
+		return;
+	call = &thread->call;
+	/* freed by the realloc that has taken it out, or after that was left: not live in either case */
+	if (call->has_old && call->arguments[0] == block)
+		call->has_old = false;
+	if (sp > call->sp) {
+		put_old_block_back(task, call);
+		call->sp = 0;
+	}
+}
+
+/*
+ * At the entry of a function that frees its first argument, which is half of all there is to do and so takes
+ * the shortest way: it does not matter whether another call is under way, since what an allocator frees in
+ * the course of one is not live any more either.
+ */
+static __always_inline void enter_free(struct pt_regs *ctx)
+{
+	struct task_struct *task = current_task();
+	struct block_key key = {.address = regs_arguments(ctx).first, .tgid = tgid_of(task)};
+	__u64 sp = regs_sp(ctx);
+
+	if (!key.address || !is_traced(task))
+		return;
+	if (!drop_block(&key) || may_have_left_a_call(task, sp))
+		check_call_at_free(task, key.address, sp);
+}
+
 /* At the entry of a probed function; answers whether to trap its return. */
 static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 {
 	struct arguments arguments = regs_arguments(ctx);
 	const volatile struct function *function;
+	struct task_struct *task = current_task();
 	__u64 sp = regs_sp(ctx);
 	struct thread *thread;
 	struct call *call;
 	__u64 block;
 	bool wanted;
 
-	if (row >= MAX_FUNCTIONS || !is_traced())
+	if (row >= MAX_FUNCTIONS || !is_traced(task))
 		return SKIP_RETURN;
 	function = &functions[row];
-	thread = current_thread(true);
+	thread = thread_of(task, true);
 	if (!thread)
 		return SKIP_RETURN;
 	call = &thread->call;
-	if (call_is_live(call, sp, row, is_range_op(function->op)))
+	if (call_is_live(task, call, sp, row, is_range_op(function->op)))
 		return SKIP_RETURN;
 	if (call->sp) {
 		/* the thread left that call without returning from it */
-		put_old_block_back(call);
+		put_old_block_back(task, call);
 		call->sp = 0;
 	}
 	call->has_old = false;
@@ -168,7 +217,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	block = argument(arguments, function->block);
 	switch (call->op) {
 	case OP_FREE: {
-		struct block_key key = {.address = block, .tgid = current_pid_tgid() >> 32};
+		struct block_key key = {.address = block, .tgid = tgid_of(task)};
 		struct block freed = {};
 
 		if (block)
@@ -178,7 +227,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 		return SKIP_RETURN;
 	}
 	case OP_REALLOCATE:
-		take_old_block(call, block);
+		take_old_block(task, call, block);
 		break;
 	default:
 		call->arguments[0] = argument(arguments, function->out);
@@ -191,31 +240,44 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	return begin_call(call, sp, wanted);
 }
 
-static __always_inline void record_new_block(struct pt_regs *ctx, struct thread *thread, __u64 address,
-					     bool live)
+/* The identity of the stack at an allocator's return, stored. */
+static __always_inline __u64 stack_at_return(struct pt_regs *ctx, struct task_struct *task,
+					     struct thread *thread, bool live)
 {
-	__u64 pid_tgid = current_pid_tgid();
-	struct block_key key = {.address = address, .tgid = pid_tgid >> 32};
+	__u64 hash = capture_user_stack(ctx, task, thread, true, live);
+	__u64 *stored = &thread->stored[hash & (STORED_STACKS - 1)];
+
+	/* of several processes, the last one to use a stack is kept with it */
+	if (many_processes)
+		return store_stack(&thread->stack, hash, tgid_of(task));
+	if (*stored != hash)
+		*stored = store_stack(&thread->stack, hash, 0);
+	return *stored;
+}
+
+static __always_inline void record_new_block(struct pt_regs *ctx, struct task_struct *task,
+					     struct thread *thread, __u64 address, bool live)
+{
+	struct block_key key = {.address = address, .tgid = tgid_of(task)};
 	struct block block = {
 		.size = thread->call.size,
-		.tid = (__u32)pid_tgid,
+		.tid = tid_of(task),
 		.function = thread->call.row,
 	};
 
-	block.stack = store_stack(&thread->stack, capture_user_stack(ctx, thread, true, live));
+	block.stack = stack_at_return(ctx, task, thread, live);
 	block.time_ns = bpf_ktime_get_ns();
 	record_block(&key, &block);
 }
 
-static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread *thread, __u64 result,
-					     bool live)
+static __always_inline void leave_range_call(struct pt_regs *ctx, struct task_struct *task,
+					     struct thread *thread, __u64 result, bool live)
 {
 	struct call *call = &thread->call;
-	__u64 pid_tgid = current_pid_tgid();
 	struct range_event range = {
 		.op = call->op,
-		.tgid = pid_tgid >> 32,
-		.tid = (__u32)pid_tgid,
+		.tgid = tgid_of(task),
+		.tid = tid_of(task),
 		.function = call->row,
 		.entry_ns = call->entry_ns,
 		.flags = call->arguments[ARG_FLAGS],
@@ -228,8 +290,7 @@ static __always_inline void leave_range_call(struct pt_regs *ctx, struct thread 
 		range.address = result;
 		range.length = call->arguments[ARG_LENGTH];
 		if (call->arguments[ARG_ANONYMOUS]) {
-			range.stack =
-				store_stack(&thread->stack, capture_user_stack(ctx, thread, true, live));
+			range.stack = stack_at_return(ctx, task, thread, live);
 		} else {
 			range.op = OP_MUNMAP;
 			range.old_address = result;
@@ -266,7 +327,8 @@ static __always_inline __u64 call_result(struct pt_regs *ctx, const struct call 
 /* At the return of a probed function. `live` as in capture_user_stack(). */
 static __always_inline void leave_call(struct pt_regs *ctx, bool live)
 {
-	struct thread *thread = current_thread(false);
+	struct task_struct *task = current_task();
+	struct thread *thread = thread_of(task, false);
 	struct call *call;
 	__s32 error = 0;
 	__u64 result;
@@ -283,25 +345,26 @@ static __always_inline void leave_call(struct pt_regs *ctx, bool live)
 		send_call(call->row, call->size, result, op == OP_ALLOCATE ? 0 : call->arguments[0], error);
 	if (is_range_op(op)) {
 		if (track_mappings && !call->unrecorded)
-			leave_range_call(ctx, thread, result, live);
+			leave_range_call(ctx, task, thread, result, live);
 		return;
 	}
 	if (result) {
 		call->has_old = false;
 		if (!call->unrecorded)
-			record_new_block(ctx, thread, result, live);
+			record_new_block(ctx, task, thread, result, live);
 	} else if (op == OP_REALLOCATE && call->size) {
-		put_old_block_back(call);
+		put_old_block_back(task, call);
 	}
 }
 
 /* At the end of a thread. */
 static __always_inline void leave_thread(void)
 {
-	struct thread *thread = current_thread(false);
+	struct task_struct *task = current_task();
+	struct thread *thread = thread_of(task, false);
 
 	if (thread && thread->call.sp)
-		put_old_block_back(&thread->call);
+		put_old_block_back(task, &thread->call);
 }
 
 #endif

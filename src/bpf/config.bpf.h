@@ -94,6 +94,9 @@ const volatile __u32 page_bytes = 4096;
 /* Which slot of `struct combined` takes changes: the lowest bit counts. Written by the tracer. */
 volatile __u32 epoch = 0;
 
+/* How often the tracer has changed what it says of processes' mappings: what was cached before is stale. */
+volatile __u32 unwind_changes = 0;
+
 struct lost lost = {};
 
 /* Stacks that end before their outermost frame, by enum stack_end. */

@@ -162,9 +162,9 @@ struct signal_struct {
 
 struct task_struct {
 	struct mm_struct *mm;
-	struct uprobe_task *utask;
 	int pid;
 	int tgid;
+	struct uprobe_task *utask;
 	struct task_struct *group_leader;
 	struct pid *thread_pid;
 	struct signal_struct *signal;

@@ -32,20 +32,19 @@ static __always_inline void send_call(__u32 function, __u64 size, __u64 address,
 				      __s32 error)
 {
 	struct call_event *event;
-	__u64 pid_tgid;
+	struct task_struct *task = current_task();
 
 	event = bpf_ringbuf_reserve(&call_events, sizeof(*event), 0);
 	if (!event) {
 		count_lost(calls);
 		return;
 	}
-	pid_tgid = current_pid_tgid();
 	event->time_ns = bpf_ktime_get_ns();
 	event->size = size;
 	event->address = address;
 	event->old_address = old_address;
-	event->tgid = pid_tgid >> 32;
-	event->tid = (__u32)pid_tgid;
+	event->tgid = tgid_of(task);
+	event->tid = tid_of(task);
 	event->function = function;
 	event->error = error;
 	bpf_get_current_comm(event->comm, sizeof(event->comm));

@@ -164,7 +164,7 @@ static __always_inline __u64 store_kernel_stack(struct stack *stack, struct capt
 		count_lost(stacks);
 		return STACK_NOT_STORED;
 	}
-	id = store_stack(stack, captured.hash);
+	id = store_stack(stack, captured.hash, 0);
 	if (cache && id != STACK_NOT_STORED)
 		name_cache(id, (void *)cache);
 	return id;
@@ -172,7 +172,7 @@ static __always_inline __u64 store_kernel_stack(struct stack *stack, struct capt
 
 static __always_inline bool is_own_process(void)
 {
-	return current_pid_tgid() >> 32 == own_tgid;
+	return tgid_of(current_task()) == own_tgid;
 }
 
 static __always_inline bool kernel_sampler_picks(__u64 size)
@@ -214,7 +214,7 @@ static __always_inline void kernel_allocated(void *ctx, const struct kernel_bloc
 		goto out;
 	}
 	block.time_ns = bpf_ktime_get_ns();
-	block.tid = (__u32)current_pid_tgid();
+	block.tid = tid_of(current_task());
 	if (scratch)
 		block.stack = store_kernel_stack(&scratch->stack, captured, new->cache);
 	else

@@ -85,9 +85,9 @@ static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, s
 }
 
 /* Asks the kernel, which can't say while another thread changes the mappings: that takes microseconds. */
-static __always_inline bool ask_for_vma(struct unwind_mapping *mapping, __u64 address)
+static __always_inline bool ask_for_vma(struct task_struct *task, struct unwind_mapping *mapping,
+					__u64 address)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
 	int tries;
 
 	for (tries = 0; tries < FIND_VMA_TRIES; tries++) {
@@ -104,24 +104,25 @@ static __always_inline bool ask_for_vma(struct unwind_mapping *mapping, __u64 ad
  * is known to all until the tracer's next description, whose `generation` this is: threads that start
  * together would ask while they are all changing the mappings.
  */
-static __always_inline bool find_live(struct unwind_mapping *found, __u64 address, __u32 generation)
+static __always_inline bool find_live(struct task_struct *task, struct unwind_mapping *found, __u64 address,
+				      __u32 generation)
 {
 	struct unwind_mapping mapping = {.code = UNWIND_UNREAD}, *known;
 	struct found_mapping_key key = {.page = address >> 16, .generation = generation};
 
 	if (!can_find_mappings)
 		return false;
-	key.mm = (__u64)bpf_get_current_task_btf()->mm;
+	key.mm = address_space_of(task);
 	known = bpf_map_lookup_elem(&found_mappings, &key);
 	if (known && address >= known->begin && address < known->end) {
 		*found = *known;
 		return true;
 	}
-	if (!ask_for_vma(&mapping, address) || mapping.code == UNWIND_UNREAD)
+	if (!ask_for_vma(task, &mapping, address) || mapping.code == UNWIND_UNREAD)
 		return false;
 #if RETURN_ADDRESS_ON_STACK
 	/* the kernel's page for return probes is code of nobody's */
-	if (mapping.begin == return_trampoline())
+	if (mapping.begin == return_trampoline(task))
 		return false;
 #endif
 	*found = mapping;

@@ -19,6 +19,15 @@ static __always_inline int user_leave(struct pt_regs *ctx)
 	return 0;
 }
 
+static __always_inline int user_free(struct pt_regs *ctx)
+{
+	if (trace_calls)
+		return user_enter(ctx);
+	count_activity(entries);
+	enter_free(ctx);
+	return 0;
+}
+
 /* Entry and return in one program (Linux 6.13): the answer at entry decides about the return. */
 SEC("uprobe.session")
 int user_session(struct pt_regs *ctx)
@@ -40,6 +49,13 @@ int user_leave_multi(struct pt_regs *ctx)
 	return user_leave(ctx);
 }
 
+/* Functions that free their first argument, all those of an object in one link. */
+SEC("uprobe.multi")
+int user_free_multi(struct pt_regs *ctx)
+{
+	return user_free(ctx);
+}
+
 /* The same with a link for each function (Linux 5.15). */
 SEC("uprobe")
 int user_enter_single(struct pt_regs *ctx)
@@ -52,6 +68,12 @@ SEC("uretprobe")
 int user_leave_single(struct pt_regs *ctx)
 {
 	return user_leave(ctx);
+}
+
+SEC("uprobe")
+int user_free_single(struct pt_regs *ctx)
+{
+	return user_free(ctx);
 }
 
 /* A thread that dies inside realloc, as it does when its process is killed, leaves the old block live. */

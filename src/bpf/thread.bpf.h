@@ -26,9 +26,11 @@ struct call {
 };
 
 /* Words of the stack that are read at once; a power of 2, so that an index is bounded by its mask. */
-#define WINDOW_WORDS 64
+#define WINDOW_WORDS 128
 /* Rules kept per thread: 2 to this power. */
 #define RULE_CACHE_BITS 7
+/* Stacks that a thread remembers to have been stored; a power of 2. */
+#define STORED_STACKS 64
 
 struct cached_rule {
 	__u64 address;
@@ -45,8 +47,11 @@ struct walk {
 	__u64 return_instance; /* the kernel's record of it */
 	__u64 window_begin, window_size;
 	__u64 window[WINDOW_WORDS];
-	__u32 end;		       /* enum stack_end */
-	__u32 generation;	       /* which state of the process's mappings the caches below hold */
+	__u64 mm;	  /* the program whose mappings the caches below hold */
+	__u32 changes;	  /* `unwind_changes` when they were looked at */
+	__u32 generation; /* which state of them that was */
+	__u32 end;	  /* enum stack_end */
+	__u32 zero;
 	struct unwind_mapping mapping; /* the last one that was found */
 	struct cached_rule rules[1 << RULE_CACHE_BITS];
 };
@@ -63,6 +68,7 @@ struct thread {
 	struct sampler sampler;
 	struct stack stack;
 	struct walk walk;
+	__u64 stored[STORED_STACKS]; /* hashes of stacks, each at a place that its lowest bits give */
 };
 
 struct {
@@ -91,6 +97,12 @@ struct {
 	__type(value, struct thread);
 } idle_thread SEC(".maps");
 
+/* Tells one program that a process executes from the next. */
+static __always_inline __u64 address_space_of(struct task_struct *task)
+{
+	return has_task_storage ? (__u64)task->mm : (__u64)BPF_CORE_READ(task, mm);
+}
+
 static __always_inline struct thread *thread_by_id(bool create)
 {
 	__u64 id = bpf_get_current_pid_tgid();
@@ -105,18 +117,15 @@ static __always_inline struct thread *thread_by_id(bool create)
 	return bpf_map_lookup_elem(&threads_by_id, &id);
 }
 
-static __always_inline struct thread *thread_of_task(bool create)
+/* The state of the thread that runs. NULL where there is none, and, counted, where it can't be made. */
+static __always_inline struct thread *thread_of(struct task_struct *task, bool create)
 {
-	struct task_struct *task = bpf_get_current_task_btf();
+	struct thread *thread;
 
-	return bpf_task_storage_get(&threads, task, 0, create ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
-}
-
-/* The state of the current thread. NULL where there is none, and, counted, where it can't be made. */
-static __always_inline struct thread *current_thread(bool create)
-{
-	struct thread *thread = has_task_storage ? thread_of_task(create) : thread_by_id(create);
-
+	if (has_task_storage)
+		thread = bpf_task_storage_get(&threads, task, 0, create ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
+	else
+		thread = thread_by_id(create);
 	if (!thread && create)
 		count_lost(threads);
 	return thread;
@@ -131,27 +140,21 @@ static __always_inline __u64 read_user_word(__u64 address)
 	return word;
 }
 
-/* Where the current process's trapped calls return to; 0 when unknown. */
-static __always_inline __u64 return_trampoline(void)
+/* Where the trapped calls of a task's process return to; 0 when unknown. */
+static __always_inline __u64 return_trampoline(struct task_struct *task)
 {
-	struct task_struct *task;
 	struct mm_struct *mm;
 	struct xol_area *area;
 
-	if (!has_task_storage) {
-		task = (struct task_struct *)bpf_get_current_task();
+	if (!has_task_storage)
 		return BPF_CORE_READ(task, mm, uprobes_state.xol_area, vaddr);
-	}
-	task = bpf_get_current_task_btf();
 	mm = task->mm;
 	if (!mm)
 		return 0;
 	area = mm->uprobes_state.xol_area;
 	return area ? area->vaddr : 0;
 }
-#endif
 
-#if RETURN_ADDRESS_ON_STACK
 /* How far from an allocator's function the code lies that maps memory on its behalf, in bytes. */
 #define ALLOCATOR_REACH (1 << 20)
 
@@ -180,7 +183,8 @@ static __always_inline bool is_called_by(const struct call *call, __u64 sp, __u3
  * stack pointer is above the call's frame, or once the slot of its return address holds something else.
  * An equal stack pointer is a tail call, for which the slot decides.
  */
-static __always_inline bool call_is_live(const struct call *call, __u64 sp, __u32 row, bool maps_memory)
+static __always_inline bool call_is_live(struct task_struct *task, const struct call *call, __u64 sp,
+					 __u32 row, bool maps_memory)
 {
 #if RETURN_ADDRESS_ON_STACK
 	__u64 slot, trampoline;
@@ -190,7 +194,7 @@ static __always_inline bool call_is_live(const struct call *call, __u64 sp, __u3
 		return false;
 #if RETURN_ADDRESS_ON_STACK
 	slot = read_user_word(call->sp);
-	trampoline = return_trampoline();
+	trampoline = return_trampoline(task);
 	if (call->trapped)
 		return !trampoline || slot == trampoline;
 	/* a return that is not trapped for us can be for another tracer of the same file */

@@ -92,7 +92,7 @@ const volatile struct unwind_process *const unwind_process_type = NULL;
 static __always_inline void report_unknown_code(const struct walk *walk)
 {
 	struct unknown_code_event event = {
-		.tgid = current_pid_tgid() >> 32,
+		.tgid = tgid_of(current_task()),
 		.address = walk->pc,
 	};
 	struct unknown_code_report report = {
@@ -114,24 +114,13 @@ static __always_inline void report_unknown_code(const struct walk *walk)
 	bpf_ringbuf_output(&unknown_code_events, &event, sizeof(event), 0);
 }
 
-/* Tells one program that a process executes from the next. */
-static __always_inline __u64 current_address_space(void)
+/* What is known of a task's process and of the program that it executes; NULL while nothing is. */
+static __always_inline struct unwind_mappings *mappings_of(struct task_struct *task)
 {
-	struct task_struct *task;
-
-	if (has_task_storage)
-		return (__u64)bpf_get_current_task_btf()->mm;
-	task = (struct task_struct *)bpf_get_current_task();
-	return (__u64)BPF_CORE_READ(task, mm);
-}
-
-/* What is known of the current process and of the program that it executes; NULL while nothing is. */
-static __always_inline struct unwind_mappings *current_mappings(void)
-{
-	__u32 tgid = current_pid_tgid() >> 32, zero = 0;
+	__u32 tgid = tgid_of(task), zero = 0;
 	void *map = bpf_map_lookup_elem(&unwind_processes, &tgid);
 	struct unwind_process *process = map ? bpf_map_lookup_elem(map, &zero) : NULL;
-	__u64 mm = current_address_space();
+	__u64 mm = address_space_of(task);
 
 	if (!process)
 		return NULL;
@@ -225,19 +214,21 @@ static __always_inline bool find_described(struct unwind_mapping *found, struct 
 static __always_inline __u32 find_rule(__u64 address, bool live)
 {
 	struct unwind_mapping *mapping;
+	struct task_struct *task;
 	struct thread *thread;
 
 	if (!unwind_with_tables)
 		return RULE_NO_FDE;
-	thread = current_thread(false);
+	task = current_task();
+	thread = thread_of(task, false);
 	if (!thread)
 		return RULE_NO_FDE;
 	mapping = &thread->walk.mapping;
 	if (address < mapping->begin || address >= mapping->end) {
-		struct unwind_mappings *known = current_mappings();
+		struct unwind_mappings *known = mappings_of(task);
 
 		if (!find_described(mapping, known, address) &&
-		    !(live && find_live(mapping, address, known ? known->generation : 0)))
+		    !(live && find_live(task, mapping, address, known ? known->generation : 0)))
 			return RULE_UNKNOWN_CODE;
 	}
 	return mapping->code == UNWIND_TABLE ? rule_in_table(mapping, address) : RULE_NO_FDE;
@@ -276,11 +267,18 @@ static __always_inline __u32 rule_at(struct walk *walk, __u64 address, bool live
 }
 
 /* Makes the caches those of the process's present mappings; what is not described is not cached for long. */
-static __always_inline void begin_lookups(struct walk *walk)
+static __always_inline void begin_lookups(struct task_struct *task, struct walk *walk)
 {
-	struct unwind_mappings *known = current_mappings();
-	__u32 generation = known ? known->generation : 0;
+	__u64 mm = address_space_of(task);
+	__u32 changes = unwind_changes, generation;
+	struct unwind_mappings *known;
 
+	if (walk->generation && walk->changes == changes && walk->mm == mm)
+		return;
+	known = mappings_of(task);
+	generation = known ? known->generation : 0;
+	walk->changes = changes;
+	walk->mm = mm;
 	if (generation && generation == walk->generation)
 		return;
 	walk->generation = generation;

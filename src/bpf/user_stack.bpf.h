@@ -25,7 +25,7 @@ static __always_inline __u64 hash_address(__u64 hash, __u64 address)
 #define NOTHING_HIJACKED (~0ULL)
 /* Return probes that one frame can hide: those that were left by longjmp, and several on one function. */
 #define MAX_SKIPPED_INSTANCES 16
-/* A call costs a lookup of the thread's state; more frames in one call cost the verifier's patience. */
+/* More frames in one call cost the verifier's patience. */
 #define FRAMES_PER_CALL 8
 
 /* Adds a frame; returns whether there was room. */
@@ -54,21 +54,19 @@ static __always_inline bool end_walk(struct walk *walk, enum stack_end end)
  * A return probe replaces the return address of its function, that of another tracer as well as our own, and
  * the kernel keeps the original. Its list runs from the innermost such function outwards.
  */
-static __always_inline void begin_hijacked(struct walk *walk, __u64 sp)
+static __always_inline void begin_hijacked(struct task_struct *task, struct walk *walk, __u64 sp)
 {
 	struct return_instance *instance;
 
 	/* the function that returns just now is still on the list */
 	if (has_task_storage) {
-		struct uprobe_task *utask = bpf_get_current_task_btf()->utask;
+		struct uprobe_task *utask = task->utask;
 
 		instance = utask ? utask->return_instances : NULL;
 		if (instance && instance->stack < sp)
 			instance = instance->next;
 		walk->hijacked_slot = instance ? instance->stack : NOTHING_HIJACKED;
 	} else {
-		struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-
 		instance = BPF_CORE_READ(task, utask, return_instances);
 		if (instance && BPF_CORE_READ(instance, stack) < sp)
 			instance = BPF_CORE_READ(instance, next);
@@ -83,7 +81,7 @@ static __always_inline void begin_hijacked(struct walk *walk, __u64 sp)
  */
 __noinline __u64 original_return_address(__u64 slot)
 {
-	struct thread *thread = current_thread(false);
+	struct thread *thread = thread_of(current_task(), false);
 	struct return_instance *instance;
 	__u64 original = 0;
 	int i;
@@ -116,7 +114,7 @@ static __always_inline __u64 true_return_address(struct walk *walk, __u64 slot, 
 	return original ? original : address;
 }
 #else
-#define begin_hijacked(walk, sp)
+#define begin_hijacked(task, walk, sp)
 #define true_return_address(walk, slot, address) (address)
 #endif
 
@@ -301,9 +299,8 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack, b
 }
 
 /* Walks some frames further; returns whether there are more. */
-static __always_inline int walk_some(bool live)
+static __always_inline int walk_some(struct thread *thread, bool live)
 {
-	struct thread *thread = current_thread(false);
 	int i;
 
 	if (!thread)
@@ -319,22 +316,24 @@ static __always_inline int walk_some(bool live)
  * Not static, and with their state in memory, so that the verifier looks at them once: as part of the loop
  * below they exceed what the verifier does.
  */
-__noinline int walk_frames(void)
+__noinline int walk_frames(struct thread *thread)
 {
-	return walk_some(true);
+	return walk_some(thread, true);
 }
 
+/* The kernels that have no callbacks don't let a function have a pointer as its argument either. */
 __noinline int walk_frames_plain(void)
 {
-	return walk_some(false);
+	return walk_some(thread_of(current_task(), false), false);
 }
 
 /* Begins at the caller of the function at whose return, or at whose entry, the probe is. */
-static __always_inline void begin_walk(struct pt_regs *ctx, struct walk *walk, bool at_return)
+static __always_inline void begin_walk(struct pt_regs *ctx, struct task_struct *task, struct walk *walk,
+				       bool at_return)
 {
 	__u64 sp = regs_sp(ctx);
 
-	begin_hijacked(walk, sp);
+	begin_hijacked(task, walk, sp);
 	walk->hash = HASH_SEED;
 	walk->end = STACK_WALKING;
 	walk->window_size = 0;
@@ -357,18 +356,18 @@ static __always_inline void begin_walk(struct pt_regs *ctx, struct walk *walk, b
  * never STACK_NOT_STORED. `live`, a constant: the kernel has callbacks (Linux 5.13), so mappings can be asked
  * for.
  */
-static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct thread *thread, bool at_return,
-						bool live)
+static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct task_struct *task,
+						struct thread *thread, bool at_return, bool live)
 {
 	struct walk *walk = &thread->walk;
 	int i;
 
 	thread->stack.depth = 0;
-	begin_walk(ctx, walk, at_return);
+	begin_walk(ctx, task, walk, at_return);
 	if (unwind_with_tables)
-		begin_lookups(walk);
+		begin_lookups(task, walk);
 	for (i = 0; i <= MAX_STACK_DEPTH / FRAMES_PER_CALL; i++) {
-		if (!(live ? walk_frames() : walk_frames_plain()))
+		if (!(live ? walk_frames(thread) : walk_frames_plain()))
 			break;
 	}
 	if (walk->end != STACK_COMPLETE)

@@ -44,13 +44,20 @@ pub fn attach(
 ) -> Result<Vec<Link>> {
     let pid = pid.map_or(-1, |pid| i32::try_from(pid).unwrap_or(-1));
     let all: Vec<&(u32, Probe)> = object.probes.iter().collect();
-    // a free is over at its entry
-    let returning: Vec<&(u32, Probe)> = object
+    let (frees, others): (Vec<&(u32, Probe)>, Vec<_>) = object
         .probes
         .iter()
+        .partition(|(_, probe)| frees_its_first(probe));
+    // a free is over at its entry
+    let returning: Vec<&(u32, Probe)> = others
+        .iter()
+        .copied()
         .filter(|(_, probe)| probe.signature.operation != Operation::Free)
         .collect();
     let attach_all = |program: &ProgramMut<'_>, probes: &[&(u32, Probe)], session, retprobe| {
+        if probes.is_empty() {
+            return Ok(None);
+        }
         let options = UprobeMultiOpts {
             offsets: probes
                 .iter()
@@ -63,14 +70,20 @@ pub fn attach(
         };
         program
             .attach_uprobe_multi_with_opts(pid, &object.path, "", options)
+            .map(Some)
             .with_context(|| refused(&object.shown, probes))
     };
     match attachment {
-        Attachment::Session => Ok(vec![attach_all(&programs.user_session, &all, true, false)?]),
+        Attachment::Session => {
+            let free = attach_all(&programs.user_free_multi, &frees, false, false)?;
+            let session = attach_all(&programs.user_session, &others, true, false)?;
+            Ok(free.into_iter().chain(session).collect())
+        }
         Attachment::Multi => {
+            let free = attach_all(&programs.user_free_multi, &frees, false, false)?;
             let leave = attach_all(&programs.user_leave_multi, &returning, false, true)?;
-            let enter = attach_all(&programs.user_enter_multi, &all, false, false)?;
-            Ok(vec![leave, enter])
+            let enter = attach_all(&programs.user_enter_multi, &others, false, false)?;
+            Ok(free.into_iter().chain(leave).chain(enter).collect())
         }
         Attachment::Single | Attachment::Plain => {
             let cookies = attachment == Attachment::Single;
@@ -85,7 +98,9 @@ pub fn attach(
                 links.push(attach_one(leave, pid, object, probe, true, cookies)?);
             }
             for probe in all {
-                let enter = if cookies {
+                let enter = if cookies && frees_its_first(&probe.1) {
+                    &programs.user_free_single
+                } else if cookies {
                     &programs.user_enter_single
                 } else {
                     by_row.get(probe.0 as usize).with_context(|| {
@@ -103,6 +118,11 @@ pub fn attach(
     }
 }
 
+/// The functions that have a program of their own.
+fn frees_its_first(probe: &Probe) -> bool {
+    probe.signature.operation == Operation::Free && probe.signature.block == Some(1)
+}
+
 /// Whether a program is one that this way of attaching needs.
 pub fn uses(attachment: Attachment, program: &str) -> bool {
     let of_a_row = |name: &str| {
@@ -111,10 +131,23 @@ pub fn uses(attachment: Attachment, program: &str) -> bool {
     };
     match attachment {
         _ if program == "thread_exit" => true,
-        Attachment::Session => matches!(program, "user_session" | "empty_session"),
+        Attachment::Session => matches!(
+            program,
+            "user_session" | "user_free_multi" | "empty_session"
+        ),
         _ if matches!(program, "empty_enter" | "empty_leave") => true,
-        Attachment::Multi => matches!(program, "user_enter_multi" | "user_leave_multi"),
-        Attachment::Single => matches!(program, "user_enter_single" | "user_leave_single"),
+        Attachment::Multi => {
+            matches!(
+                program,
+                "user_enter_multi" | "user_leave_multi" | "user_free_multi"
+            )
+        }
+        Attachment::Single => {
+            matches!(
+                program,
+                "user_enter_single" | "user_leave_single" | "user_free_single"
+            )
+        }
         Attachment::Plain => program == "user_leave_plain" || of_a_row(program),
     }
 }
@@ -192,6 +225,8 @@ mod tests {
         let loaded = |attachment| {
             let names = [
                 "user_session",
+                "user_free_multi",
+                "user_free_single",
                 "user_enter_multi",
                 "user_leave_multi",
                 "user_enter_single",
@@ -209,15 +244,25 @@ mod tests {
         };
         assert_eq!(
             loaded(Attachment::Session),
-            ["user_session", "empty_session"]
+            ["user_session", "user_free_multi", "empty_session"]
         );
         assert_eq!(
             loaded(Attachment::Multi),
-            ["user_enter_multi", "user_leave_multi", "empty_leave"]
+            [
+                "user_free_multi",
+                "user_enter_multi",
+                "user_leave_multi",
+                "empty_leave"
+            ]
         );
         assert_eq!(
             loaded(Attachment::Single),
-            ["user_enter_single", "user_leave_single", "empty_leave"]
+            [
+                "user_free_single",
+                "user_enter_single",
+                "user_leave_single",
+                "empty_leave"
+            ]
         );
         assert_eq!(
             loaded(Attachment::Plain),

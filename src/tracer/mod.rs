@@ -369,7 +369,11 @@ impl<'obj> Tracer<'obj> {
         mappings: &[CodeMapping],
         progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        self.tables.set_process(pid, mappings, progress)
+        let result = self.tables.set_process(pid, mappings, progress);
+        if let Some(data) = self.skel.maps.bss_data.as_deref_mut() {
+            data.unwind_changes = data.unwind_changes.wrapping_add(1);
+        }
+        result
     }
 
     /// What the unwind tables hold and cost so far.
@@ -478,9 +482,17 @@ impl<'obj> Tracer<'obj> {
     pub fn run_time(&self) -> Result<RunTime> {
         let programs = &self.skel.progs;
         let running: Vec<&ProgramMut<'_>> = match self.attachment {
-            Attachment::Session => vec![&programs.user_session],
-            Attachment::Multi => vec![&programs.user_enter_multi, &programs.user_leave_multi],
-            Attachment::Single => vec![&programs.user_enter_single, &programs.user_leave_single],
+            Attachment::Session => vec![&programs.user_session, &programs.user_free_multi],
+            Attachment::Multi => vec![
+                &programs.user_enter_multi,
+                &programs.user_leave_multi,
+                &programs.user_free_multi,
+            ],
+            Attachment::Single => vec![
+                &programs.user_enter_single,
+                &programs.user_leave_single,
+                &programs.user_free_single,
+            ],
             Attachment::Plain => attach::programs_by_row(programs)
                 .into_iter()
                 .take(self.functions.len())
