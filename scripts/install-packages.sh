@@ -11,6 +11,8 @@ for task in "$@"; do
 		packages="$packages clang-format"
 		# allocators whose code the probe sites are chosen in, and who checks them
 		packages="$packages libjemalloc2 libgoogle-perftools4 libmimalloc2.0 musl binutils"
+		# the same linked into programs, statically as well
+		packages="$packages libjemalloc-dev musl-tools redis-tools"
 		# code whose unwind tables are read
 		packages="$packages libstdc++6 libpython3.11 openjdk-17-jdk-headless libllvm14"
 		# programs that are traced, and valgrind for the truth of their figures

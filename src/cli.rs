@@ -57,7 +57,7 @@ pub struct Arguments {
     #[arg(short, long, value_name = "COMMAND", help_heading = "Target")]
     pub command: Option<String>,
 
-    /// Probe the allocator functions of this object instead of the libc that the target maps
+    /// Probe the allocator functions of this object instead of those that the target maps
     #[arg(short = 'O', long, value_name = "OBJECT", help_heading = "Target")]
     pub obj: Option<PathBuf>,
 
@@ -71,6 +71,20 @@ pub struct Arguments {
         help_heading = "Target"
     )]
     pub symbols_prefix: String,
+
+    /// Count what a function of the program's own allocates as well, such as 'pool_alloc:size=2': by the number of an
+    /// argument, size=1*2, or size=const:64; out=1 if the block is stored where the first points; OBJECT!FUNCTION:…
+    /// for an object's own
+    #[arg(long, value_name = "SPEC", help_heading = "Target")]
+    pub alloc: Vec<String>,
+
+    /// The same for a function that resizes, such as 'pool_realloc:ptr=1,size=2'
+    #[arg(long, value_name = "SPEC", help_heading = "Target")]
+    pub realloc: Vec<String>,
+
+    /// The same for a function that frees, such as 'pool_free:ptr=1'
+    #[arg(long, value_name = "SPEC", help_heading = "Target")]
+    pub free: Vec<String>,
 
     /// Where in a function its probe goes: where it costs least, or at the function's first instruction
     #[arg(

@@ -10,7 +10,7 @@ use wildmatch::WildMatch;
 
 use crate::analysis::select::Selection;
 use crate::cli::{Arguments, SiteChoice, SortKey, UnwindChoice};
-use crate::probes::ProbeAt;
+use crate::probes::{Operation, OwnFunction, ProbeAt};
 use crate::publish::LiveArguments;
 use crate::snapshot::MAX_STACK_DEPTH;
 
@@ -112,6 +112,8 @@ pub struct Options {
     pub object: Option<PathBuf>,
     /// Prefix of the allocator functions' names.
     pub symbols_prefix: String,
+    /// The user's own allocator functions.
+    pub own_functions: Vec<OwnFunction>,
     /// Where in a function its probe may go.
     pub probe_at: ProbeAt,
     /// How stacks are unwound.
@@ -161,6 +163,7 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         count: arguments.count,
         object: arguments.obj.clone(),
         symbols_prefix: arguments.symbols_prefix.clone(),
+        own_functions: own_functions(&arguments)?,
         probe_at: match arguments.probe_at {
             SiteChoice::Auto => ProbeAt::Cheapest,
             SiteChoice::Symbol => ProbeAt::Symbol,
@@ -181,6 +184,18 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         recording,
         reporting,
     })
+}
+
+fn own_functions(arguments: &Arguments) -> Result<Vec<OwnFunction>, String> {
+    let all = [
+        (Operation::Allocate, &arguments.alloc),
+        (Operation::Reallocate, &arguments.realloc),
+        (Operation::Free, &arguments.free),
+    ];
+    all.into_iter()
+        .flat_map(|(operation, texts)| texts.iter().map(move |text| (operation, text)))
+        .map(|(operation, text)| OwnFunction::parse(operation, text))
+        .collect()
 }
 
 fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
@@ -214,6 +229,9 @@ fn refuse_other_target(arguments: &Arguments, kernel: bool) -> Result<(), String
         (arguments.percpu, "--percpu"),
     ];
     let of_processes = [
+        (!arguments.alloc.is_empty(), "--alloc"),
+        (!arguments.realloc.is_empty(), "--realloc"),
+        (!arguments.free.is_empty(), "--free"),
         (arguments.obj.is_some(), "--obj"),
         (!arguments.symbols_prefix.is_empty(), "--symbols-prefix"),
         (arguments.no_mmap, "--no-mmap"),
@@ -390,6 +408,10 @@ mod tests {
             (vec!["-p", "1", "--user-pages"], "--user-pages"),
             (vec!["-c", "x", "--percpu"], "--percpu"),
             (vec!["-O", "x.so"], "--obj"),
+            (vec!["--alloc", "f:size=1"], "--alloc"),
+            (vec!["-p", "1", "--alloc", "f:size=7"], "1 to 6"),
+            (vec!["-p", "1", "--realloc", "f:size=1"], "ptr is missing"),
+            (vec!["-p", "1", "--free", "f"], "--free"),
             (vec!["--max-overhead", "5"], "--max-overhead"),
         ] {
             let message = options(&arguments).unwrap_err();

@@ -7,7 +7,7 @@ mod perf_map;
 mod separate;
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -93,6 +93,13 @@ impl Symbolizer {
             debug_files,
             modules: HashMap::new(),
         })
+    }
+
+    /// The file with the debug information of `file`, which the target knows by a path; none when `file` has its own, or
+    /// when there is none.
+    pub fn debug_file(&self, file: &Path, known_as: &Path) -> Option<PathBuf> {
+        let build_id = read_elf_build_id(file).ok().flatten();
+        self.folders.find(file, known_as, build_id.as_deref())
     }
 
     /// Takes in the names of code that the process has generated since the last time.

@@ -23,7 +23,7 @@ enum op {
 };
 
 /* Functions that can be probed at a time, over all objects. */
-#define MAX_FUNCTIONS 64
+#define MAX_FUNCTIONS 256
 
 /*
  * How a probed function is called, so that one program serves all of them: a probe's cookie is the row of

@@ -1,13 +1,16 @@
 //! Which of the target's objects hold the allocator, and the functions to probe in each.
 //! Reads object files; knows nothing of processes or of how probes are attached.
 
-use std::fs::File;
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail};
 use memmap2::Mmap;
 
-use super::{Plan, Search, plan};
+use super::symbols::Symbols;
+use super::{OwnFunction, Plan, Probe, Search, plan, plan_own};
 
 /// The functions to probe in one object.
 #[derive(Clone, Debug)]
@@ -30,12 +33,17 @@ pub struct Candidate {
 }
 
 /// What to look for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy)]
 pub struct Wanted<'a> {
     /// The object that the user named, if any: a path, or a library's short name such as `c`.
     pub object: Option<&'a Path>,
     /// What to look for in it.
     pub search: Search<'a>,
+    /// Functions to probe as well, in whatever object has them.
+    pub own: &'a [OwnFunction],
+    /// Finds the file with a stripped object's symbols, given a path that leads to the object and its path as the
+    /// target sees it.
+    pub debug_file: &'a dyn Fn(&Path, &Path) -> Option<PathBuf>,
 }
 
 /// Chooses among the objects that the target maps, or takes the one that the user named.
@@ -43,56 +51,198 @@ pub struct Wanted<'a> {
 /// # Errors
 /// Fails when no object has an allocator, naming those that were looked at, and the way out.
 pub fn discover(candidates: &[Candidate], wanted: &Wanted<'_>) -> Result<Vec<ObjectPlan>> {
-    if let Some(object) = wanted.object {
-        let named = named_object(object, candidates);
-        let found = plan_object(&named, wanted)?;
-        if found.plan.probes.is_empty() {
-            bail!(
-                "{} has no {}malloc or its kin: \
-                 name another object with -O, or another prefix with -S",
-                named.shown.display(),
-                wanted.search.prefix
-            );
-        }
-        return Ok(vec![found]);
+    let mut objects = match wanted.object {
+        Some(object) => vec![plan_named(&named_object(object, candidates), wanted)?],
+        None => discover_all(candidates, wanted)?,
+    };
+    for function in wanted.own {
+        add_own(&mut objects, function, candidates, wanted)?;
     }
-    let found: Vec<ObjectPlan> = candidates
-        .iter()
-        // what can't be read is not ELF code: a device, or a file of another format
-        .filter_map(|candidate| plan_object(candidate, wanted).ok())
-        .filter(|object| object.plan.allocates())
-        .collect();
-    if found.is_empty() {
-        let names: Vec<String> = candidates
-            .iter()
-            .map(|candidate| candidate.shown.display().to_string())
-            .collect();
-        bail!(
-            "no object of the target has {}malloc or its kin: name the allocator's object with -O \
-             (looked at {})",
-            wanted.search.prefix,
-            names.join(", ")
-        );
-    }
-    Ok(found)
+    Ok(objects)
 }
 
-fn plan_object(candidate: &Candidate, wanted: &Wanted<'_>) -> Result<ObjectPlan> {
-    let data = map_file(&candidate.path)?;
-    let plan = plan(&data, wanted.search)
-        .with_context(|| format!("failed to read {}", candidate.shown.display()))?;
-    Ok(ObjectPlan {
-        path: candidate.path.clone(),
-        shown: candidate.shown.clone(),
-        plan,
+fn discover_all(candidates: &[Candidate], wanted: &Wanted<'_>) -> Result<Vec<ObjectPlan>> {
+    let mut known = HashSet::new();
+    let mut found: Vec<Looked> = candidates
+        .iter()
+        // a file can have several names, such as musl's dynamic linker and its libc
+        .filter(|candidate| {
+            fs::metadata(&candidate.path)
+                .map_or(true, |file| known.insert((file.dev(), file.ino())))
+        })
+        // what can't be read is not ELF code: a device, or a file of another format
+        .filter_map(|candidate| look(candidate, wanted).ok())
+        .collect();
+    if !found.iter().any(|looked| looked.object.plan.allocates()) {
+        for looked in &mut found {
+            looked.object.plan.resort();
+        }
+    }
+    let bare = found.iter().find(|looked| looked.bare);
+    let bare = bare.map(|looked| looked.object.shown.clone());
+    found.retain(|looked| looked.object.plan.allocates());
+    if found.is_empty() && wanted.own.is_empty() {
+        bail!(nothing_found(candidates, bare.as_deref(), wanted));
+    }
+    Ok(found.into_iter().map(|looked| looked.object).collect())
+}
+
+/// Adds a function of the user's to the object that has it: the one that is named with it, or the first.
+fn add_own(
+    objects: &mut Vec<ObjectPlan>,
+    function: &OwnFunction,
+    candidates: &[Candidate],
+    wanted: &Wanted<'_>,
+) -> Result<()> {
+    let named = function.object.as_deref().map(Path::new).or(wanted.object);
+    let looked_at = match named {
+        Some(object) => vec![named_object(object, candidates)],
+        None => candidates.to_vec(),
+    };
+    let place = |candidate: &Candidate| -> Result<Option<Probe>> {
+        with_symbols(candidate, wanted, |symbols| {
+            let file = symbols.find(&function.name)?;
+            Some(plan_own(symbols, function, &file, wanted.search.at))
+        })
+    };
+    let mut found = None;
+    for candidate in &looked_at {
+        match place(candidate) {
+            Ok(Some(probe)) => {
+                found = Some((candidate, probe));
+                break;
+            }
+            Err(error) if named.is_some() => return Err(error),
+            Ok(None) | Err(_) => {}
+        }
+    }
+    let Some((candidate, probe)) = found else {
+        let (option, name) = (function.option, &function.name);
+        match &looked_at[..] {
+            [one] if named.is_some() => bail!(
+                "{option}: {} has no function {name} (names are those of its symbol table)",
+                one.shown.display()
+            ),
+            _ => bail!(
+                "{option}: no object of the target has a function {name} (names are those of the \
+                 symbol table; name an object that is not mapped yet as OBJECT!{name})"
+            ),
+        }
+    };
+    match objects
+        .iter_mut()
+        .find(|object| object.path == candidate.path)
+    {
+        Some(object) => object.plan.add(probe),
+        None => {
+            let mut object = ObjectPlan {
+                path: candidate.path.clone(),
+                shown: candidate.shown.clone(),
+                plan: Plan::default(),
+            };
+            object.plan.add(probe);
+            objects.push(object);
+        }
+    }
+    Ok(())
+}
+
+/// Why no allocator was found, and what to do. `bare` is a static program without symbols, if one was met.
+fn nothing_found(candidates: &[Candidate], bare: Option<&Path>, wanted: &Wanted<'_>) -> String {
+    if let Some(path) = bare {
+        return format!(
+            "{} is statically linked and stripped, so its allocator has no name: install its debug \
+             symbols, name their folder with --debug-dir, or run a build that is not stripped",
+            path.display()
+        );
+    }
+    let names: Vec<String> = candidates
+        .iter()
+        .map(|candidate| candidate.shown.display().to_string())
+        .collect();
+    format!(
+        "no object of the target has {}malloc or its kin: name the allocator's object with -O \
+         (looked at {})",
+        wanted.search.prefix,
+        names.join(", ")
+    )
+}
+
+fn plan_named(named: &Candidate, wanted: &Wanted<'_>) -> Result<ObjectPlan> {
+    let Looked { mut object, bare } = look(named, wanted)?;
+    if !object.plan.allocates() {
+        object.plan.resort();
+    }
+    if object.plan.allocates() {
+        return Ok(object);
+    }
+    let path = named.shown.display();
+    let prefix = wanted.search.prefix;
+    match object.plan.probes.first() {
+        _ if bare => bail!(nothing_found(&[], Some(&named.shown), wanted)),
+        Some(probe) => bail!(
+            "{path} has {} but no function that allocates: \
+             name the allocator's object with -O, or another prefix with -S",
+            probe.name
+        ),
+        None => bail!(
+            "{path} has no {prefix}malloc or its kin: \
+             name another object with -O, or another prefix with -S"
+        ),
+    }
+}
+
+/// An object that was looked at.
+struct Looked {
+    object: ObjectPlan,
+    /// It is a whole program, and has no symbols.
+    bare: bool,
+}
+
+fn look(candidate: &Candidate, wanted: &Wanted<'_>) -> Result<Looked> {
+    let file = candidate.shown.file_name().unwrap_or_default();
+    with_symbols(candidate, wanted, |symbols| Looked {
+        object: ObjectPlan {
+            path: candidate.path.clone(),
+            shown: candidate.shown.clone(),
+            plan: plan(symbols, &file.to_string_lossy(), wanted.search),
+        },
+        bare: symbols.is_stripped() && symbols.is_static_program(),
     })
+}
+
+/// Reads an object's symbols, those of its debug file included, and does something with them.
+fn with_symbols<T>(
+    candidate: &Candidate,
+    wanted: &Wanted<'_>,
+    work: impl FnOnce(&Symbols<'_>) -> T,
+) -> Result<T> {
+    let data = map_file(&candidate.path)?;
+    let debug_data;
+    let mut symbols = Symbols::parse(&data)
+        .with_context(|| format!("failed to read {}", candidate.shown.display()))?;
+    // of libraries, what they export is enough, and what they don't is much
+    if symbols.is_stripped()
+        && (symbols.is_program() || wanted.object.is_some())
+        && let Some(path) = (wanted.debug_file)(&candidate.path, &candidate.shown)
+    {
+        debug_data = map_file(&path)?;
+        symbols
+            .add_debug_file(&debug_data)
+            .with_context(|| format!("failed to read {}", path.display()))?;
+    }
+    Ok(work(&symbols))
 }
 
 /// `c` and `libc.so.6` mean the target's own; everything else is a path.
 fn named_object(object: &Path, candidates: &[Candidate]) -> Candidate {
     let named = Candidate {
         path: object.to_path_buf(),
-        shown: object.to_path_buf(),
+        // /proc/PID/exe is not how the file is called
+        shown: match object.starts_with("/proc") {
+            true => fs::read_link(object).unwrap_or_else(|_| object.to_path_buf()),
+            false => object.to_path_buf(),
+        },
     };
     let Some(name) = object.to_str().filter(|name| !name.contains('/')) else {
         return named;
@@ -143,6 +293,8 @@ mod tests {
             mappings: true,
             at: ProbeAt::Cheapest,
         },
+        own: &[],
+        debug_file: &|_, _| None,
     };
 
     #[test]
@@ -190,6 +342,15 @@ mod tests {
         };
         let found = discover(&[candidate("/bin/true"), libc()], &wanted).unwrap();
         assert_eq!(found[0].shown, libc().shown);
+    }
+
+    #[test]
+    fn a_file_with_two_names_is_probed_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let link = folder.path().join("libc.so");
+        std::os::unix::fs::symlink(libc().path, &link).unwrap();
+        let found = discover(&[candidate(link.to_str().unwrap()), libc()], &WANTED).unwrap();
+        assert_eq!(found.len(), 1);
     }
 
     #[test]

@@ -2,19 +2,22 @@
 //! No BPF, and nothing about what a probe does once it is hit.
 
 mod discover;
+mod families;
+mod own;
 mod site;
 mod symbols;
 mod table;
 
 use std::collections::BTreeMap;
-
-use anyhow::Result;
+use std::sync::Arc;
 
 pub use discover::{Candidate, ObjectPlan, Wanted, discover};
-pub use table::{HEAP, MAPPINGS, Operation, Signature};
+pub use own::OwnFunction;
+pub use table::{Operation, Signature};
 
+use families::{Member, mapping_members, members};
 use site::{Contract, Site, choose};
-use symbols::Symbols;
+use symbols::{Function, Symbols};
 
 /// A function of an object that is to be probed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +26,8 @@ pub struct Probe {
     pub name: String,
     /// How to read a call of it.
     pub signature: Signature,
+    /// The allocator that it belongs to; `libc` for the C library's.
+    pub allocator: Arc<str>,
     /// Where its code begins in the object's file, in bytes.
     pub function_offset: u64,
     /// Length of its code in bytes.
@@ -37,6 +42,17 @@ impl Probe {
     /// Where the probe goes in the object's file, in bytes.
     pub fn offset(&self) -> u64 {
         self.function_offset + self.site.offset
+    }
+
+    /// Whether a call of the other is read and judged just like one of this.
+    pub fn is_like(&self, other: &Self) -> bool {
+        self.signature == other.signature && self.allocator == other.allocator
+    }
+
+    /// Lets the other's calls go by this one's names and its own.
+    pub fn share(&mut self, other: &Self) {
+        self.aliases.push(other.name.clone());
+        self.aliases.extend_from_slice(&other.aliases);
     }
 
     /// All the names under which its code can be called.
@@ -55,17 +71,36 @@ impl Probe {
 pub struct Plan {
     /// Functions to probe, by place in the file.
     pub probes: Vec<Probe>,
-    /// Functions that the object lacks.
+    /// Functions to probe as well if nothing else gives blocks.
+    pub last_resort: Vec<Probe>,
+    /// Functions that could be expected and that the object lacks.
     pub missing: Vec<String>,
 }
 
 impl Plan {
     /// Whether blocks that are allocated here would be seen.
     pub fn allocates(&self) -> bool {
-        self.probes
-            .iter()
-            .any(|probe| probe.signature.operation == Operation::Allocate)
+        allocate(&self.probes)
     }
+
+    /// Probes what otherwise would be left to another allocator, for there is none.
+    fn resort(&mut self) {
+        self.probes.append(&mut self.last_resort);
+        self.probes.sort_by_key(|probe| probe.function_offset);
+    }
+
+    /// Probes a function as the user says, whatever else it is known as.
+    fn add(&mut self, probe: Probe) {
+        self.probes
+            .retain(|known| known.function_offset != probe.function_offset);
+        self.probes.push(probe);
+    }
+}
+
+fn allocate(probes: &[Probe]) -> bool {
+    probes
+        .iter()
+        .any(|probe| probe.signature.operation == Operation::Allocate)
 }
 
 /// Where in a function its probe may go.
@@ -88,44 +123,70 @@ pub struct Search<'a> {
     pub at: ProbeAt,
 }
 
-/// Finds the functions to probe in the ELF object whose file holds `data`. Functions that share their code
-/// are probed once.
-///
-/// # Errors
-/// Fails when `data` is not a 64-bit ELF object.
-pub fn plan(data: &[u8], search: Search<'_>) -> Result<Plan> {
-    let symbols = Symbols::parse(data)?;
-    let mappings = if search.mappings { MAPPINGS } else { &[] };
-    let heap = HEAP
-        .iter()
-        .map(|row| (format!("{}{}", search.prefix, row.name), row));
-    let mappings = mappings.iter().map(|row| (row.name.to_string(), row));
-    let mut by_place: BTreeMap<u64, Probe> = BTreeMap::new();
+/// Finds the functions to probe in an ELF object of which `file` is the name. Functions that share their code are
+/// probed once.
+fn plan(symbols: &Symbols<'_>, file: &str, search: Search<'_>) -> Plan {
+    let mut wanted = members(symbols, file, search.prefix);
+    if search.mappings {
+        wanted.extend(mapping_members());
+    }
+    let mut by_place: BTreeMap<u64, (Probe, bool)> = BTreeMap::new();
     let mut missing = Vec::new();
-    for (name, row) in heap.chain(mappings) {
-        let Some(function) = symbols.find(&name) else {
-            missing.push(name);
+    for member in wanted {
+        let Some(function) = symbols.find(&member.name) else {
+            if member.expected {
+                missing.push(member.name);
+            }
             continue;
         };
+        let last_resort = member.last_resort;
         by_place
             .entry(function.file_offset)
-            .and_modify(|probe| probe.aliases.push(name.clone()))
-            .or_insert_with(|| Probe {
-                name,
-                signature: row.signature,
-                function_offset: function.file_offset,
-                length: function.size,
-                site: match search.at {
-                    ProbeAt::Cheapest => choose(&symbols, &function, contract(row.signature)),
-                    ProbeAt::Symbol => Site::asked_for(),
-                },
-                aliases: Vec::new(),
-            });
+            .and_modify(|(probe, last)| {
+                probe.aliases.push(member.name.clone());
+                *last &= last_resort;
+            })
+            .or_insert_with(|| (probe(symbols, member, &function, search.at), last_resort));
     }
-    Ok(Plan {
-        probes: by_place.into_values().collect(),
+    let (mut probes, mut last_resort) = (Vec::new(), Vec::new());
+    for (probe, last) in by_place.into_values() {
+        match last {
+            true => last_resort.push(probe),
+            false => probes.push(probe),
+        }
+    }
+    Plan {
+        probes,
+        last_resort,
         missing,
-    })
+    }
+}
+
+fn probe(symbols: &Symbols<'_>, member: Member, function: &Function, at: ProbeAt) -> Probe {
+    Probe {
+        site: match at {
+            ProbeAt::Cheapest => choose(symbols, function, contract(member.signature)),
+            ProbeAt::Symbol => Site::asked_for(),
+        },
+        name: member.name,
+        signature: member.signature,
+        allocator: member.allocator,
+        function_offset: function.file_offset,
+        length: function.size,
+        aliases: Vec::new(),
+    }
+}
+
+/// The probe of a function as the user describes it.
+fn plan_own(symbols: &Symbols<'_>, own: &OwnFunction, function: &Function, at: ProbeAt) -> Probe {
+    let member = Member {
+        name: own.name.clone(),
+        signature: own.signature,
+        allocator: own.name.as_str().into(),
+        expected: true,
+        last_resort: false,
+    };
+    probe(symbols, member, function, at)
 }
 
 /// What a probe of such a function relies on.

@@ -4,7 +4,10 @@
 use anyhow::Context as _;
 use object::Endianness;
 use object::elf::{self, FileHeader64};
-use object::read::elf::{FileHeader, ProgramHeader as _, SectionTable, Sym as _, VersionTable};
+use object::read::elf::{
+    Dyn as _, FileHeader, ProgramHeader as _, SectionHeader as _, SectionTable, Sym as _,
+    VersionTable,
+};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
@@ -28,8 +31,20 @@ pub struct Function {
 pub struct Symbols<'data> {
     data: &'data [u8],
     machine: elf::Machine,
+    kind: Kind,
     segments: Vec<Segment>,
     functions: HashMap<&'data [u8], Candidate>,
+}
+
+/// What the headers say of an object as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Kind {
+    /// A process begins with it; it is no library.
+    program: bool,
+    /// It names a dynamic linker.
+    linked_dynamically: bool,
+    /// It carries a `.symtab`.
+    has_symbol_table: bool,
 }
 
 /// Which definition of a name wins, best first: what the dynamic linker would bind comes before
@@ -74,17 +89,55 @@ impl<'data> Symbols<'data> {
         let mut symbols = Self {
             data,
             machine: header.e_machine(endian),
+            kind: kind(header, endian, data, &sections)?,
             segments,
             functions: HashMap::new(),
         };
         symbols.add_dynamic(endian, &sections)?;
-        symbols.add_static(endian, &sections)?;
+        symbols.add_static(endian, &sections, data)?;
         Ok(symbols)
     }
 
     /// Whether the object holds x86-64 code.
     pub fn is_x86_64(&self) -> bool {
         self.machine == elf::EM_X86_64
+    }
+
+    /// Whether a process begins with the object, be it a position-independent one; libraries are none, even where they can
+    /// be run.
+    pub fn is_program(&self) -> bool {
+        self.kind.program
+    }
+
+    /// Whether it is a program that brings all of its code, libc's included.
+    pub fn is_static_program(&self) -> bool {
+        self.kind.program && !self.kind.linked_dynamically
+    }
+
+    /// Whether its symbol table was stripped off.
+    pub fn is_stripped(&self) -> bool {
+        !self.kind.has_symbol_table
+    }
+
+    /// Adds the functions that the object's debug file tells of, whose bytes are `debug`.
+    ///
+    /// # Errors
+    /// Fails where `debug` is no 64-bit ELF object, or its tables point outside it.
+    pub fn add_debug_file(&mut self, debug: &'data [u8]) -> anyhow::Result<()> {
+        let header = Header::parse(debug).context("failed to read the 64-bit ELF header")?;
+        let endian = header.endian().context("failed to read the ELF header")?;
+        let sections = header
+            .sections(endian, debug)
+            .context("failed to read the ELF section headers")?;
+        self.kind.has_symbol_table = true;
+        self.add_static(endian, &sections, debug)
+    }
+
+    /// The names of all functions, in no particular order.
+    pub fn names(&self) -> impl Iterator<Item = &'data str> {
+        self.functions
+            .keys()
+            .filter_map(|name| std::str::from_utf8(name).ok())
     }
 
     /// The function called `name`, in its default version where there are several.
@@ -164,9 +217,10 @@ impl<'data> Symbols<'data> {
         &mut self,
         endian: Endianness,
         sections: &SectionTable<'data, Header>,
+        data: &'data [u8],
     ) -> anyhow::Result<()> {
         let table = sections
-            .symbols(endian, self.data, elf::SHT_SYMTAB)
+            .symbols(endian, data, elf::SHT_SYMTAB)
             .context("failed to read .symtab")?;
         for symbol in table.iter() {
             let Ok(name) = symbol.name(endian, table.strings()) else {
@@ -193,6 +247,7 @@ impl<'data> Symbols<'data> {
         if !is_function || candidate.size == 0 || name.is_empty() {
             return;
         }
+        let name = runtime_function(name).unwrap_or(name);
         match self.functions.entry(name) {
             Entry::Vacant(entry) => {
                 entry.insert(candidate);
@@ -203,6 +258,52 @@ impl<'data> Symbols<'data> {
             }
         }
     }
+}
+
+fn kind(
+    header: &Header,
+    endian: Endianness,
+    data: &[u8],
+    sections: &SectionTable<'_, Header>,
+) -> anyhow::Result<Kind> {
+    let headers = header
+        .program_headers(endian, data)
+        .context("failed to read the ELF program headers")?;
+    let mut kind = Kind {
+        program: header.e_type(endian) == elf::ET_EXEC,
+        ..Kind::default()
+    };
+    for segment in headers {
+        kind.linked_dynamically |= segment.p_type(endian) == elf::PT_INTERP;
+        // damage here costs no more than the flag
+        for entry in segment
+            .dynamic(endian, data)
+            .ok()
+            .flatten()
+            .into_iter()
+            .flatten()
+        {
+            kind.program |= entry.d_tag(endian) == elf::DT_FLAGS_1
+                && entry.d_val(endian) & elf::DF_1_PIE.0 != 0;
+        }
+    }
+    kind.has_symbol_table = sections
+        .iter()
+        .any(|section| section.sh_type(endian) == elf::SHT_SYMTAB);
+    Ok(kind)
+}
+
+/// The plain name of a function of Rust's runtime: `__rust_alloc` for `_RNvCs…_7___rustc12___rust_alloc` (v0 mangling
+/// of a path in the crate `__rustc`: each name behind its length, and a `_` before names that begin with one).
+fn runtime_function(mangled: &[u8]) -> Option<&[u8]> {
+    const CRATE: &[u8] = b"7___rustc";
+    let path = mangled.strip_prefix(b"_RNvC")?;
+    let crate_name = path.windows(CRATE.len()).position(|part| part == CRATE)?;
+    let last = &path[crate_name + CRATE.len()..];
+    let digits = last.iter().take_while(|byte| byte.is_ascii_digit()).count();
+    let length: usize = std::str::from_utf8(&last[..digits]).ok()?.parse().ok()?;
+    let name = last[digits..].strip_prefix(b"_")?;
+    (name.len() == length).then_some(name)
 }
 
 fn segments(header: &Header, endian: Endianness, data: &[u8]) -> anyhow::Result<Vec<Segment>> {

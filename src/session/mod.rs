@@ -32,6 +32,9 @@ use traced::Traced;
 use unwinding::Unwinding;
 use wait::{Interrupts, Schedule, Wake, monotonic};
 
+/// Longer than a dynamic linker takes to map a program's libraries.
+const SETTLING: Duration = Duration::from_millis(100);
+
 /// Intervals in a row that the overhead may be above the user's limit, with this one the last.
 const MAX_EXPENSIVE: u32 = 2;
 
@@ -51,19 +54,28 @@ pub fn run(options: &Options) -> Result<u8> {
     let (mut target, candidates) = Traced::open(&options.target, &mut mappings)?;
     let pid = target.process().pid();
     let outputs = Outputs::open(options, Some(pid), wall_time(), monotonic_ns())?;
-    let objects = discover(
-        &candidates,
-        &Wanted {
-            object: options.object.as_deref(),
-            search: Search {
-                prefix: &options.symbols_prefix,
-                mappings: options.recording.mappings,
-                at: options.probe_at,
-            },
-        },
-    )?;
-
     let symbolizer = Symbolizer::new(pid, &options.naming)?;
+    let wanted = Wanted {
+        object: options.object.as_deref(),
+        search: Search {
+            prefix: &options.symbols_prefix,
+            mappings: options.recording.mappings,
+            at: options.probe_at,
+        },
+        own: &options.own_functions,
+        debug_file: &|path, known_as| symbolizer.debug_file(path, known_as),
+    };
+    let objects = match discover(&candidates, &wanted) {
+        Ok(objects) => objects,
+        Err(error) => {
+            wait::pause(SETTLING);
+            match target.look_again(&mut mappings) {
+                Some(candidates) => discover(&candidates, &wanted)?,
+                None => return Err(error),
+            }
+        }
+    };
+
     let mut storage = Storage::new();
     let mut tracer = Tracer::load(&mut storage, config(options))?;
     unwinding::warn_of_fallback(tracer.unwinder());
@@ -357,7 +369,8 @@ fn config(options: &Options) -> Config {
 fn describe(object: &ObjectPlan) {
     let path = object.shown.display();
     for probe in &object.plan.probes {
-        say!("{path}: {} {}", probe.names(), probe.site);
+        let allocator = &probe.allocator;
+        say!("{path}: {allocator}: {} {}", probe.names(), probe.site);
     }
     if !object.plan.missing.is_empty() {
         say!("{path}: lacks {}", object.plan.missing.join(", "));

@@ -53,6 +53,16 @@ impl Traced {
         }
     }
 
+    /// What the target maps by now: a process that has just executed its program had yet to map the rest. A command is
+    /// held, so nothing changes.
+    pub fn look_again(&self, mappings: &mut Mappings) -> Option<Vec<Candidate>> {
+        let Self::Process(process) = self else {
+            return None;
+        };
+        mappings.read(process.pid()).ok()?;
+        Some(mapped_objects(mappings, process.pid()))
+    }
+
     /// The process.
     pub fn process(&self) -> &Process {
         match self {

@@ -132,6 +132,11 @@ pub fn monotonic() -> Duration {
     Duration::new(now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs() as u32)
 }
 
+/// Waits for a time.
+pub fn pause(time: Duration) {
+    std::thread::sleep(time);
+}
+
 /// Waits until something comes, or until the deadline. What ends the session comes first. Without a target, none
 /// ends.
 ///

@@ -544,6 +544,13 @@ impl<'obj> Tracer<'obj> {
 
     /// Puts a function into the table that the programs read; gives its row.
     fn describe(&mut self, probe: &Probe) -> Result<u32> {
+        // without cookies each row takes a program, of which there are few: functions that are alike share one
+        if self.attachment == Attachment::Plain
+            && let Some(row) = self.functions.iter().position(|known| known.is_like(probe))
+        {
+            self.functions[row].share(probe);
+            return Ok(u32::try_from(row).unwrap_or(u32::MAX));
+        }
         let data = self
             .skel
             .maps
@@ -563,6 +570,7 @@ impl<'obj> Tracer<'obj> {
             count: signature.count.unwrap_or(0),
             block: signature.block.unwrap_or(0),
             out: signature.out.unwrap_or(0),
+            constant_size: signature.constant_size,
             length: u32::try_from(probe.length).unwrap_or(u32::MAX),
             ..types::function::default()
         };
