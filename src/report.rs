@@ -67,6 +67,8 @@ pub struct Entry {
     pub tgid: u32,
     /// What kind of memory it is.
     pub class: Class,
+    /// The allocator that gave it, where it is known and not the C library's.
+    pub allocator: Option<Arc<str>>,
     /// Outstanding bytes.
     pub bytes: u64,
     /// Outstanding allocations.
@@ -86,6 +88,8 @@ pub struct ListedAllocation {
     pub allocation: Allocation,
     /// The kernel's slab cache that it comes from, where it comes from a named one.
     pub cache: Option<Arc<str>>,
+    /// The allocator that gave it, where it is known and not the C library's.
+    pub allocator: Option<Arc<str>>,
 }
 
 /// What is outstanding at one moment.

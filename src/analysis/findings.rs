@@ -271,6 +271,7 @@ fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
     Entry {
         tgid: stack.tgid,
         class: stack.class,
+        allocator: stack.allocator.clone(),
         bytes: verdict.growth.last_bytes,
         count: figure.map_or(0, |figure| figure.count),
         oldest_ns: figure.and_then(|figure| figure.oldest_ns),

@@ -244,9 +244,12 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 static __always_inline __u64 stack_at_return(struct pt_regs *ctx, struct task_struct *task,
 					     struct thread *thread, bool live)
 {
-	__u64 hash = capture_user_stack(ctx, task, thread, true, live);
+	__u32 allocator = functions[thread->call.row & (MAX_FUNCTIONS - 1)].allocator;
+	/* through a pointer, one stack can call several allocators */
+	__u64 hash = capture_user_stack(ctx, task, thread, true, live) + allocator;
 	__u64 *stored = &thread->stored[hash & (STORED_STACKS - 1)];
 
+	thread->stack.allocator = allocator;
 	/* of several processes, the last one to use a stack is kept with it */
 	if (many_processes)
 		return store_stack(&thread->stack, hash, tgid_of(task));

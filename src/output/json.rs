@@ -97,6 +97,8 @@ struct EntryPart<'a> {
     id: String,
     tgid: u32,
     class: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocator: Option<&'a str>,
     bytes: u64,
     count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -162,6 +164,8 @@ struct AllocationPart<'a> {
     age_ns: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocator: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -265,6 +269,7 @@ fn entry_part<'a>(entry: &'a Entry, growth: &Growth) -> EntryPart<'a> {
         )),
         tgid: entry.tgid,
         class: entry.class.name(),
+        allocator: entry.allocator.as_deref(),
         bytes: entry.bytes,
         count: entry.count,
         oldest_ns: entry.oldest_ns,
@@ -340,6 +345,7 @@ fn allocation_part(listed: &ListedAllocation) -> AllocationPart<'_> {
         tid,
         age_ns,
         cache: listed.cache.as_deref(),
+        allocator: listed.allocator.as_deref(),
     }
 }
 

@@ -181,6 +181,13 @@ impl Builder {
             ..Label::default()
         };
         let mut labels = vec![class];
+        if let Some(allocator) = &entry.allocator {
+            labels.push(Label {
+                key: self.text("allocator"),
+                str: self.text(allocator),
+                ..Label::default()
+            });
+        }
         if entry.tgid != 0 {
             labels.push(Label {
                 key: self.text("pid"),

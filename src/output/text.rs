@@ -33,10 +33,13 @@ fn write_allocation(listed: &ListedAllocation, out: &mut impl Write) -> io::Resu
         block.tid,
         block.age_ns / 1_000_000
     )?;
-    match &listed.cache {
-        Some(cache) => writeln!(out, " cache = {}", one_line(cache)),
-        None => writeln!(out),
+    if let Some(cache) = &listed.cache {
+        write!(out, " cache = {}", one_line(cache))?;
     }
+    if let Some(allocator) = &listed.allocator {
+        write!(out, " allocator = {}", one_line(allocator))?;
+    }
+    writeln!(out)
 }
 
 fn write_entry(entry: &Entry, estimated: bool, out: &mut impl Write) -> io::Result<()> {
@@ -173,8 +176,10 @@ mod tests {
                 age_ns: 1_234_567_890,
             },
             cache,
+            allocator: None,
         };
         let entry = |bytes, count, frames| Entry {
+            allocator: None,
             tgid: 1,
             class: Class::Heap,
             bytes,

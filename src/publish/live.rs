@@ -164,6 +164,7 @@ mod tests {
         }]);
         let (class, turnover) = (Class::Heap, None);
         let entry = Entry {
+            allocator: None,
             tgid: 1,
             class,
             bytes,

@@ -249,6 +249,7 @@ impl LogBuilder {
         let frames = Some(Vec::new());
         let class = Class::Heap;
         entries.push(Entry {
+            allocator: None,
             tgid: 0,
             class,
             bytes,

@@ -2,6 +2,7 @@
 //! Data and look-ups only: the file's format lives in `write` and `read`, other tools' logs in the importers.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crate::report::{Entry, Frame, Report};
 use crate::snapshot::{Class, Losses, Turnover, WallTime};
@@ -129,6 +130,8 @@ pub struct StackRecord {
     pub tgid: u32,
     /// What kind of memory it holds.
     pub class: Class,
+    /// The allocator that gave it, where it is known and not the C library's.
+    pub allocator: Option<Arc<str>>,
     /// The stack, innermost frame first; `None` when the tracer could not store it.
     pub frames: Option<Vec<Frame>>,
 }
@@ -317,6 +320,7 @@ impl Recording {
         Some(Entry {
             tgid: stack.tgid,
             class: stack.class,
+            allocator: stack.allocator.clone(),
             bytes: figure.bytes,
             count: figure.count,
             oldest_ns: figure.oldest_ns,

@@ -186,6 +186,7 @@ impl Reader {
         self.recording.stacks.push(StackRecord {
             tgid: line.tgid,
             class,
+            allocator: line.allocator.map(Arc::from),
             frames,
         });
         Ok(())

@@ -96,6 +96,8 @@ pub struct StackLine {
     pub id: u32,
     pub tgid: u32,
     pub class: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocator: Option<String>,
     /// `null` when the stack could not be stored.
     pub frames: Option<Vec<FramePart>>,
 }

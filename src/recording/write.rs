@@ -62,6 +62,7 @@ impl<W: Write> Writer<W> {
             id,
             tgid: stack.tgid,
             class,
+            allocator: stack.allocator.as_deref().map(str::to_owned),
             frames,
         }))
     }

@@ -11,6 +11,7 @@ mod wait;
 
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -20,7 +21,7 @@ use crate::options::{Options, Sampling, TargetOption};
 use crate::probes::{ObjectPlan, Search, Wanted, discover};
 use crate::recording::model::Reason;
 use crate::report::Frame;
-use crate::snapshot::{Snapshot, Usage, WallTime};
+use crate::snapshot::{Snapshot, StackId, Usage, WallTime};
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
 use crate::target::{Exec, MappingEvents, Mappings};
@@ -284,7 +285,7 @@ impl Session<'_> {
         snapshot.losses.mappings = self.lost_mappings;
         self.symbolizer.refresh();
         let mut names = ProcessNames {
-            tracer: &self.tracer,
+            tracer: &mut self.tracer,
             mappings: &self.mappings,
             symbolizer: &mut self.symbolizer,
             pid: self.pid,
@@ -304,7 +305,7 @@ impl Session<'_> {
 
 /// Names a process's stacks as of a time.
 struct ProcessNames<'a, 'obj> {
-    tracer: &'a Tracer<'obj>,
+    tracer: &'a mut Tracer<'obj>,
     mappings: &'a Mappings,
     symbolizer: &'a mut Symbolizer,
     pid: u32,
@@ -338,6 +339,10 @@ impl Names for ProcessNames<'_, '_> {
             self.symbolizer
                 .frames(self.mappings, self.pid, &stack, at_ns)
         }))
+    }
+
+    fn allocator(&mut self, stack: StackId) -> Result<Option<Arc<str>>> {
+        self.tracer.allocator(stack)
     }
 }
 

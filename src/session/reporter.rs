@@ -34,6 +34,14 @@ pub trait Names {
     fn cache(&mut self, _stack: StackId) -> Result<Option<Arc<str>>> {
         Ok(None)
     }
+
+    /// The allocator that a stack calls, where there are several and it is not the C library's.
+    ///
+    /// # Errors
+    /// Fails when the stack can't be read.
+    fn allocator(&mut self, _stack: StackId) -> Result<Option<Arc<str>>> {
+        Ok(None)
+    }
 }
 
 /// Where reports go.
@@ -130,7 +138,12 @@ impl<'a> Reporter<'a> {
         let mut allocations = Vec::new();
         for (stack, allocation) in ranking.allocations {
             let cache = names.cache(stack)?;
-            allocations.push(ListedAllocation { allocation, cache });
+            let allocator = names.allocator(stack)?;
+            allocations.push(ListedAllocation {
+                allocation,
+                cache,
+                allocator,
+            });
         }
         Ok(Report {
             time: snapshot.time,
@@ -170,6 +183,7 @@ fn entry(usage: &Usage, names: &mut impl Names) -> Result<Entry> {
     Ok(Entry {
         tgid: usage.tgid,
         class: usage.class,
+        allocator: names.allocator(usage.stack)?,
         bytes: usage.bytes,
         count: usage.count,
         oldest_ns: usage.oldest_ns,

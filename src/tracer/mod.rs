@@ -56,6 +56,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
@@ -72,7 +73,7 @@ pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
 use crate::options::{Sampling, Unwind};
-use crate::probes::{ObjectPlan, Operation, Probe};
+use crate::probes::{LIBC, ObjectPlan, Operation, Probe};
 use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
 use crate::stderr;
 use crate::trace::Call;
@@ -152,6 +153,10 @@ pub struct Tracer<'obj> {
     config: Config,
     unwinder: Unwinder,
     functions: Vec<Probe>,
+    /// Allocators beside the C library's, by number from 1.
+    allocators: Vec<Arc<str>>,
+    /// The numbers of the allocators of stacks that were asked for.
+    allocator_of: HashMap<StackId, u32>,
     /// When processes last executed another program, in ns of CLOCK_MONOTONIC.
     executed: HashMap<u32, u64>,
     tables: UnwindTables,
@@ -188,6 +193,8 @@ impl<'obj> Tracer<'obj> {
             config,
             unwinder,
             functions: Vec::new(),
+            allocators: Vec::new(),
+            allocator_of: HashMap::new(),
             executed: HashMap::new(),
             tables,
         })
@@ -438,17 +445,41 @@ impl<'obj> Tracer<'obj> {
         if id == StackId::NOT_STORED {
             return Ok(None);
         }
+        Ok(self.read_stack(id)?.map(|stack| {
+            let depth = (stack.depth as usize).min(stack.addresses.len());
+            stack.addresses[..depth].to_vec()
+        }))
+    }
+
+    fn read_stack(&self, id: StackId) -> Result<Option<types::stack>> {
         let value = self
             .skel
             .maps
             .stack_traces
             .lookup(&id.0.to_ne_bytes(), MapFlags::ANY)
             .context("failed to read a stack")?;
-        let stack = value.and_then(|bytes| plain::from_bytes::<types::stack>(&bytes).ok().copied());
-        Ok(stack.map(|stack| {
-            let depth = (stack.depth as usize).min(stack.addresses.len());
-            stack.addresses[..depth].to_vec()
-        }))
+        Ok(value.and_then(|bytes| plain::from_bytes::<types::stack>(&bytes).ok().copied()))
+    }
+
+    /// The allocator that a stack calls; none for the C library's, and where the stack is not known.
+    ///
+    /// # Errors
+    /// Fails when the map can't be read.
+    pub fn allocator(&mut self, id: StackId) -> Result<Option<Arc<str>>> {
+        // with one allocator there is nothing to look up
+        if self.allocators.is_empty() || id == StackId::NOT_STORED {
+            return Ok(None);
+        }
+        let number = match self.allocator_of.get(&id) {
+            Some(number) => *number,
+            None => {
+                let number = self.read_stack(id)?.map_or(0, |stack| stack.allocator);
+                self.allocator_of.insert(id, number);
+                number
+            }
+        };
+        let index = (number as usize).checked_sub(1);
+        Ok(index.and_then(|index| self.allocators.get(index).cloned()))
     }
 
     /// Takes the calls that were made since the last time, oldest first.
@@ -542,6 +573,19 @@ impl<'obj> Tracer<'obj> {
         }
     }
 
+    /// The number of an allocator, which is added if it is new; 0 for the C library's.
+    fn number_allocator(&mut self, allocator: &Arc<str>) -> u32 {
+        if &**allocator == LIBC {
+            return 0;
+        }
+        let known = self.allocators.iter().position(|known| known == allocator);
+        let index = known.unwrap_or_else(|| {
+            self.allocators.push(Arc::clone(allocator));
+            self.allocators.len() - 1
+        });
+        u32::try_from(index + 1).unwrap_or(0)
+    }
+
     /// Puts a function into the table that the programs read; gives its row.
     fn describe(&mut self, probe: &Probe) -> Result<u32> {
         // without cookies each row takes a program, of which there are few: functions that are alike share one
@@ -551,6 +595,7 @@ impl<'obj> Tracer<'obj> {
             self.functions[row].share(probe);
             return Ok(u32::try_from(row).unwrap_or(u32::MAX));
         }
+        let allocator = self.number_allocator(&probe.allocator);
         let data = self
             .skel
             .maps
@@ -571,8 +616,8 @@ impl<'obj> Tracer<'obj> {
             block: signature.block.unwrap_or(0),
             out: signature.out.unwrap_or(0),
             constant_size: signature.constant_size,
+            allocator,
             length: u32::try_from(probe.length).unwrap_or(u32::MAX),
-            ..types::function::default()
         };
         self.functions.push(probe.clone());
         Ok(u32::try_from(row).unwrap_or(u32::MAX))

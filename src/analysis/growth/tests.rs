@@ -119,6 +119,7 @@ fn snapshot(at: u64, complete: bool, figures: &[(u32, u64)]) -> SnapshotRecord {
 
 fn recording(stacks: usize, snapshots: Vec<SnapshotRecord>) -> Recording {
     let stack = |tgid| StackRecord {
+        allocator: None,
         tgid,
         class: Class::Heap,
         frames: None,

@@ -80,6 +80,8 @@ struct StackData {
     age: Option<u64>,
     pid: u32,
     class: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocator: Option<String>,
     growth: Option<GrowthData>,
     /// Bytes over time as parts of a hundred of the most.
     spark: Vec<Option<u64>>,
@@ -305,6 +307,7 @@ fn stack_data(chosen: &Chosen<'_>, tables: &mut Tables) -> StackData {
             .map(|age| age / 1_000_000),
         pid: chosen.record.tgid,
         class: chosen.record.class.name(),
+        allocator: chosen.record.allocator.as_deref().map(str::to_owned),
         growth: None,
         spark: Vec::new(),
         turnover: turnover.flatten().map(|turnover| {

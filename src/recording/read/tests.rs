@@ -43,6 +43,7 @@ fn sample() -> Recording {
         ..Frame::default()
     };
     let stack = |tgid, frames| StackRecord {
+        allocator: None,
         tgid,
         class: Class::Heap,
         frames,

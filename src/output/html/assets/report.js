@@ -57,7 +57,7 @@ const manyProcesses = new Set(report.stacks.map((stack) => stack.pid)).size > 1;
 // Everything that the filter looks at, made when it is first needed.
 function haystack(stack) {
   if (stack.haystack === undefined) {
-    const words = new Set([`pid ${stack.pid}`, stack.class, stack.title]);
+    const words = new Set([`pid ${stack.pid}`, stack.class, stack.allocator ?? "", stack.title]);
     for (const id of stack.calls ?? []) {
       const call = report.calls[id];
       words.add(text(call[NAME]));

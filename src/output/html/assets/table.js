@@ -259,6 +259,7 @@ function factList(stack) {
     ["Outstanding", `${formatCount(stack.bytes)} bytes in ${plural(stack.count, "allocation", "allocations")}`],
     ["Most at once", formatBytes(stack.peak)],
   ];
+  if (stack.allocator) facts.push(["Allocator", stack.allocator]);
   const growth = stack.growth;
   if (growth !== null) {
     facts.push(["Verdict", `${VERDICTS[growth.verdict]}${growth.continuous ? ", rose in every snapshot" : ""}`]);
