@@ -2,12 +2,12 @@
 //! process or the file's name has gone. Fed from /proc and from `mapping_events`; resolves no symbols.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -25,12 +25,9 @@ pub struct ObjectFile {
 }
 
 impl ObjectFile {
-    /// A path under which the very file that was mapped can be opened; none when it can't be had, or when
-    /// the mapping is no file's.
+    /// A path under which the very file that was mapped can be opened, whatever becomes of its name; none when it can't
+    /// be had, or when the mapping is no file's.
     pub fn openable_path(&self) -> Option<PathBuf> {
-        if self.is_at(&self.path) {
-            return Some(self.path.clone());
-        }
         let file = self.file.as_ref()?;
         Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
     }
@@ -38,13 +35,6 @@ impl ObjectFile {
     /// Device and inode, which no other file has while this one is open; none for what is no file.
     pub fn identity(&self) -> Option<(u64, u64)> {
         (self.inode != 0).then_some((self.device, self.inode))
-    }
-
-    fn is_at(&self, path: &Path) -> bool {
-        path.is_absolute()
-            && fs::metadata(path).is_ok_and(|found| {
-                found.is_file() && found.ino() == self.inode && found.dev() == self.device
-            })
     }
 }
 
@@ -295,6 +285,9 @@ fn parse_maps_line(line: &str) -> Option<MappingRecord> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn record(range: Range<u64>, path: &str) -> MappingRecord {
