@@ -219,6 +219,8 @@ impl Session<'_> {
     /// Takes in what the kernel has reported.
     fn take_in(&mut self) -> Result<()> {
         let pid = self.pid;
+        // before the mappings: all that these need is announced by now
+        let walks = self.tracer.take_deferred_walks()?;
         let news = self
             .mapping_events
             .drain(&mut self.mappings, |mapped| mapped == pid);
@@ -233,6 +235,7 @@ impl Session<'_> {
         }
         self.unwinding
             .refresh(&mut self.tracer, &mut self.mappings, pid)?;
+        unwinding::finish(&mut self.tracer, &self.mappings, walks)?;
         self.reporter.show_calls(&self.tracer.take_calls()?)
     }
 
@@ -280,6 +283,8 @@ impl Session<'_> {
 
     fn report(&mut self, older: Duration, reason: Reason) -> Result<()> {
         let now_ns = monotonic_ns();
+        // what is older than now has a stack that can be finished now
+        self.take_in()?;
         let mut snapshot = self.tracer.snapshot(now_ns, &self.reporter.filter(older))?;
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;

@@ -11,7 +11,7 @@ use crate::probes::Candidate;
 use crate::snapshot::CutStacks;
 use crate::stderr::say;
 use crate::target::{Mapping, Mappings};
-use crate::tracer::{Code, CodeMapping, Tracer, Unwinder};
+use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};
 
 /// What the tracer was told.
 #[derive(Default)]
@@ -64,6 +64,24 @@ impl Unwinding {
             .collect();
         tracer.set_code(pid, &code, report_progress)
     }
+}
+
+/// Finishes walks that waited for tables. All that was mapped before they were made must be known by now.
+///
+/// # Errors
+/// Fails when the kernel refuses memory.
+pub fn finish(
+    tracer: &mut Tracer<'_>,
+    mappings: &Mappings,
+    walks: Vec<DeferredWalk>,
+) -> Result<()> {
+    for walk in walks {
+        let (pid, at_ns) = (walk.tgid, walk.time_ns);
+        tracer.finish_walk(walk, |address| {
+            code_mapping(mappings.find(pid, address, at_ns)?, pid)
+        })?;
+    }
+    Ok(())
 }
 
 /// Says that stacks may be incomplete, where tables were wanted and can't be had.
@@ -124,8 +142,7 @@ fn code_mapping(mapping: &Mapping, pid: u32) -> Option<CodeMapping> {
     }
     let code = match (mapping.object.identity(), mapping.object.openable_path()) {
         (Some(id), Some(path)) => Code::File { id, path },
-        // not code without tables, but code whose tables are not known: stacks end there, and are counted
-        (Some(_), None) => return None,
+        (Some(id), None) => Code::Unreadable { id },
         _ if label == "[vdso]" => image(mapping, pid).map_or(Code::Anonymous, Code::Image),
         _ => Code::Anonymous,
     };

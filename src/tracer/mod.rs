@@ -4,6 +4,7 @@
 mod attach;
 mod batch;
 mod cost;
+mod deferred;
 mod events;
 mod kernel;
 mod kernel_events;
@@ -41,6 +42,8 @@ mod skel {
     // SAFETY: as above; unwind.h keeps these so.
     unsafe impl plain::Plain for types::unknown_code_event {}
     // SAFETY: as above.
+    unsafe impl plain::Plain for types::deferred_walk {}
+    // SAFETY: as above.
     unsafe impl plain::Plain for types::unwind_process {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::unwind_file_key {}
@@ -65,6 +68,8 @@ use libbpf_rs::{
 };
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
+pub use deferred::DeferredWalk;
+use deferred::{FinishedStacks, Found};
 use kernel::Features;
 pub use kernel::{Attachment, check};
 pub use kernel_events::{KernelEvents, UnseenFrees};
@@ -81,10 +86,14 @@ use attach::ObjectProbes;
 use events::Events;
 use sampling::Weight;
 use skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
-use unwind_tables::UnwindTables;
+use unwind_tables::{Meanwhile, UnwindTables};
 
 /// Bytes of the ring of calls, when they are traced.
 const CALL_RING_BYTES: u32 = 4 << 20;
+
+/// Bytes of the ring of walks that wait for tables. Each takes some 12 KiB, and a program that loads libraries can make
+/// a thousand of them before memleak gets the processor.
+const DEFERRED_RING_BYTES: u32 = 16 << 20;
 
 /// What the programs are to record. Fixed at load, so that what is not asked for costs nothing.
 #[derive(Debug)]
@@ -160,6 +169,7 @@ pub struct Tracer<'obj> {
     /// When processes last executed another program, in ns of CLOCK_MONOTONIC.
     executed: HashMap<u32, u64>,
     tables: UnwindTables,
+    finished: FinishedStacks,
 }
 
 impl<'obj> Tracer<'obj> {
@@ -177,6 +187,7 @@ impl<'obj> Tracer<'obj> {
             &maps.range_events,
             &maps.call_events,
             &maps.unknown_code_events,
+            &maps.deferred_walks,
         )?;
         let tables = UnwindTables::new(unwind_tables::Maps {
             blocks: MapHandle::try_from(&maps.unwind_blocks)?,
@@ -197,6 +208,7 @@ impl<'obj> Tracer<'obj> {
             allocator_of: HashMap::new(),
             executed: HashMap::new(),
             tables,
+            finished: FinishedStacks::default(),
         })
     }
 
@@ -361,9 +373,13 @@ impl<'obj> Tracer<'obj> {
     pub fn load_tables(
         &mut self,
         files: impl Iterator<Item = (FileId, PathBuf)>,
-        progress: impl FnMut(usize, usize),
+        mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        self.tables.load_files(files, progress)
+        let mut meanwhile = Meanwhile {
+            tick: &mut || {},
+            progress: &mut progress,
+        };
+        self.tables.load_files(files, &mut meanwhile)
     }
 
     /// Tells the unwinder what code a process maps now.
@@ -374,13 +390,19 @@ impl<'obj> Tracer<'obj> {
         &mut self,
         pid: u32,
         mappings: &[CodeMapping],
-        progress: impl FnMut(usize, usize),
+        mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        let result = self.tables.set_process(pid, mappings, progress);
+        // what the programs report while tables are being built must not find a full ring
+        let mut drained = Ok(());
+        let mut meanwhile = Meanwhile {
+            tick: &mut || drained = self.events.drain(),
+            progress: &mut progress,
+        };
+        let result = self.tables.set_process(pid, mappings, &mut meanwhile);
         if let Some(data) = self.skel.maps.bss_data.as_deref_mut() {
             data.unwind_changes = data.unwind_changes.wrapping_add(1);
         }
-        result
+        result.and(drained)
     }
 
     /// What the unwind tables hold and cost so far.
@@ -395,6 +417,43 @@ impl<'obj> Tracer<'obj> {
     pub fn take_unknown_code(&mut self) -> Result<BTreeSet<u32>> {
         self.events.drain()?;
         Ok(self.events.take_unknown_code())
+    }
+
+    /// Takes the walks that came to files whose tables were not loaded. [`Tracer::finish_walk`] is to be called with each,
+    /// once it is known what was mapped when they were made.
+    ///
+    /// # Errors
+    /// Fails when the ring can't be read.
+    pub fn take_deferred_walks(&mut self) -> Result<Vec<DeferredWalk>> {
+        self.events.drain()?;
+        Ok(self.events.take_deferred_walks())
+    }
+
+    /// Finishes a walk; `code_at` tells what was mapped at an address then.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn finish_walk(
+        &mut self,
+        walk: DeferredWalk,
+        code_at: impl Fn(u64) -> Option<CodeMapping>,
+    ) -> Result<()> {
+        // others must not find a full ring meanwhile
+        self.events.drain()?;
+        let mut refused = None;
+        let depth = self.config.max_depth as usize;
+        self.finished.finish(walk, depth, |address| {
+            let Some(mapping) = code_at(address) else {
+                return Found::Nothing;
+            };
+            self.tables
+                .rule_at(&mapping, address)
+                .unwrap_or_else(|error| {
+                    refused = Some(error);
+                    Found::Nothing
+                })
+        });
+        refused.map_or(Ok(()), Err)
     }
 
     /// Removes all probes; what was recorded stays readable.
@@ -420,10 +479,15 @@ impl<'obj> Tracer<'obj> {
     /// Fails when a map can't be read.
     pub fn snapshot(&mut self, now_ns: u64, filter: &Filter) -> Result<Snapshot> {
         self.events.drain()?;
-        let mut usage = usage::Tally::new(now_ns, filter, Weight::of(self.config.sampling));
+        let mut usage = usage::Tally::new(
+            now_ns,
+            filter,
+            Weight::of(self.config.sampling),
+            &self.finished,
+        );
         // totals can't tell which of their blocks an exec has done away with
         if self.config.combined && self.executed.is_empty() {
-            self.read_combined(&mut usage)?;
+            read_combined(&mut self.skel.maps, &mut usage)?;
         } else {
             self.read_blocks(&mut usage)?;
         }
@@ -452,6 +516,9 @@ impl<'obj> Tracer<'obj> {
     }
 
     fn read_stack(&self, id: StackId) -> Result<Option<types::stack>> {
+        if let Some(stack) = self.finished.stack(id) {
+            return Ok(Some(*stack));
+        }
         let value = self
             .skel
             .maps
@@ -569,7 +636,7 @@ impl<'obj> Tracer<'obj> {
                 .kernel
                 .as_ref()
                 .map_or(0, |events| kernel_events::missed(&self.skel.progs, events)),
-            cut: cut_stacks(&data.stacks_cut),
+            cut: cut_stacks(&data.stacks_cut).plus(self.finished.cut()),
         }
     }
 
@@ -624,7 +691,7 @@ impl<'obj> Tracer<'obj> {
     }
 
     /// Reads block by block, and removes those of programs that have been replaced by exec.
-    fn read_blocks(&mut self, usage: &mut usage::Tally<'_>) -> Result<()> {
+    fn read_blocks(&self, usage: &mut usage::Tally<'_>) -> Result<()> {
         let allocs = &self.skel.maps.allocs;
         let mut gone = Vec::new();
         batch::for_each(
@@ -644,22 +711,20 @@ impl<'obj> Tracer<'obj> {
         }
         Ok(())
     }
+}
 
-    /// Reads the totals as of one moment: changes go to the slot that the epoch names, so once the epoch
-    /// has moved on, the slot that it left has come to rest.
-    fn read_combined(&mut self, usage: &mut usage::Tally<'_>) -> Result<()> {
-        let map = &self.skel.maps.combined_allocs;
-        let data = self
-            .skel
-            .maps
-            .bss_data
-            .as_deref_mut()
-            .context("the programs' data is missing")?;
-        let left = (data.epoch & 1) as usize;
-        usage::add_slot(map, 1 - left, usage)?;
-        data.epoch = data.epoch.wrapping_add(1);
-        usage::add_settled_slot(map, left, usage)
-    }
+/// Reads the totals as of one moment: changes go to the slot that the epoch names, so once the epoch
+/// has moved on, the slot that it left has come to rest.
+fn read_combined(maps: &mut skel::MemleakMaps<'_>, usage: &mut usage::Tally<'_>) -> Result<()> {
+    let map = &maps.combined_allocs;
+    let data = maps
+        .bss_data
+        .as_deref_mut()
+        .context("the programs' data is missing")?;
+    let left = (data.epoch & 1) as usize;
+    usage::add_slot(map, 1 - left, usage)?;
+    data.epoch = data.epoch.wrapping_add(1);
+    usage::add_settled_slot(map, left, usage)
 }
 
 /// Loads the programs with the unwinder that was asked for, or that the kernel takes.
@@ -727,6 +792,9 @@ fn configure(
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = tables;
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
+    // totals can't be given to another stack later
+    rodata.defer_walks = tables && rodata.can_find_mappings && !config.combined;
+    let defer_walks = rodata.defer_walks;
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;
     rodata.trace_kernel = config.kernel.is_some();
@@ -756,6 +824,9 @@ fn configure(
         1
     };
     maps.combined_allocs.set_max_entries(totals)?;
+    if defer_walks {
+        maps.deferred_walks.set_max_entries(DEFERRED_RING_BYTES)?;
+    }
     if config.calls {
         maps.call_events.set_max_entries(CALL_RING_BYTES)?;
     }
