@@ -54,7 +54,8 @@ static __always_inline __u64 defer_with_pages(struct task_struct *task, struct t
 	deferred->bp = walk->bp;
 	deferred->is_return_address = walk->is_return_address;
 	deferred->hash = walk->hash;
-	__builtin_memcpy(&deferred->walked, &thread->stack, sizeof(thread->stack));
+	/* more than the compiler copies by itself */
+	bpf_probe_read_kernel(&deferred->walked, sizeof(deferred->walked), &thread->stack);
 	deferred->readable = 0;
 	for (i = 0; i < pages; i++) {
 		if (!bpf_probe_read_user(memory + i * PAGE_BYTES, PAGE_BYTES,
