@@ -96,7 +96,6 @@ mod tests {
         }]);
         let class = Class::Heap;
         Entry {
-            allocator: None,
             tgid: 1,
             class,
             bytes,

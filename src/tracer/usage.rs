@@ -8,7 +8,6 @@ use anyhow::Result;
 use libbpf_rs::MapCore;
 
 use super::batch;
-use super::deferred::FinishedStacks;
 use super::ranges::Ranges;
 use super::sampling::Weight;
 use super::skel::types;
@@ -40,7 +39,6 @@ pub struct Tally<'a> {
     now_ns: u64,
     filter: &'a Filter,
     weight: Weight,
-    finished: &'a FinishedStacks,
     usage: HashMap<Key, Sum>,
 }
 
@@ -57,19 +55,12 @@ struct Sum {
 }
 
 impl<'a> Tally<'a> {
-    /// Begins. Each recorded block stands for as many as `weight` says, and some stacks' identities for those of
-    /// `finished` ones.
-    pub fn new(
-        now_ns: u64,
-        filter: &'a Filter,
-        weight: Weight,
-        finished: &'a FinishedStacks,
-    ) -> Self {
+    /// Begins. Each recorded block stands for as many as `weight` says.
+    pub fn new(now_ns: u64, filter: &'a Filter, weight: Weight) -> Self {
         Self {
             now_ns,
             filter,
             weight,
-            finished,
             usage: HashMap::new(),
         }
     }
@@ -79,7 +70,7 @@ impl<'a> Tally<'a> {
         let group = (
             key.tgid,
             class(block.function & 0xff, key.memory),
-            self.finished.identity(StackId(block.stack)),
+            StackId(block.stack),
         );
         let Some(age_ns) = self.age(block.time_ns, key.tgid, block.tid) else {
             return;
@@ -111,11 +102,7 @@ impl<'a> Tally<'a> {
             };
             // a mapping with a hole is still one
             let count = i64::from(counted.insert(piece.mapping));
-            let group = (
-                tgid,
-                Class::Mmap,
-                self.finished.identity(StackId(piece.stack)),
-            );
+            let group = (tgid, Class::Mmap, StackId(piece.stack));
             self.add(group, allocation, count);
         }
     }

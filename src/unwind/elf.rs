@@ -35,6 +35,7 @@ impl Segment {
         self.vaddr.saturating_add(self.size)
     }
 
+    #[cfg(test)]
     /// Whether the segment holds an address.
     pub fn contains(&self, address: u64) -> bool {
         (self.vaddr..self.end()).contains(&address)
