@@ -173,6 +173,17 @@ impl CutStacks {
         self.reasons().iter().map(|(count, _)| count).sum()
     }
 
+    /// These and others.
+    pub fn plus(&self, other: &CutStacks) -> CutStacks {
+        CutStacks {
+            depth: self.depth + other.depth,
+            unknown_code: self.unknown_code + other.unknown_code,
+            unsupported: self.unsupported + other.unsupported,
+            unreadable: self.unreadable + other.unreadable,
+            frame_pointer: self.frame_pointer + other.frame_pointer,
+        }
+    }
+
     /// How many, and why, in words.
     pub fn reasons(&self) -> [(u64, &'static str); 5] {
         [

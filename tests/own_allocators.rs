@@ -10,7 +10,9 @@ use common::report::{Held, Report};
 use common::{fixture, require_root};
 
 /// All functions of the fixture's pool.
-const POOL: [&str; 12] = [
+const POOL: [&str; 14] = [
+    "--alloc",
+    "take:size=1",
     "--alloc",
     "pool_alloc:size=2",
     "--alloc",
@@ -33,11 +35,12 @@ fn assert_pool(report: &Report) {
         ("leak_by_pointer", Held::new(203, 1)),
         ("resize", Held::new(307, 1)),
         ("leak_own", Held::new(4001, 1)),
+        ("through_pointer", Held::new(1004, 2)),
     ] {
         assert_eq!(report.made_in(function), held, "{function} in {report:#?}");
     }
     // the pool's chunks are no blocks of their own
-    assert_eq!(report.through("main").count, 13, "{report:#?}");
+    assert_eq!(report.through("main").count, 15, "{report:#?}");
 }
 
 #[test]
@@ -84,9 +87,48 @@ fn without_its_functions_a_pool_is_its_chunks() {
     let report = last_report_of(&[], &fixture::c("pool"), &[]);
     assert_eq!(
         report.through("main"),
-        Held::new((1 << 16) + 4001, 2),
+        Held::new((1 << 16) + 4001 + 501, 3),
         "{report:#?}"
     );
+}
+
+#[test]
+fn json_and_listed_blocks_name_the_allocator() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let json = folder.path().join("report.json");
+    let mut options = POOL.to_vec();
+    options.extend(["-a", "--json", json.to_str().expect("text")]);
+    let report = last_report_of(&options, &fixture::c("pool"), &[]);
+    let listed = |size: u64| -> Vec<&str> {
+        let blocks = report.allocations.iter().filter(|block| block.size == size);
+        blocks
+            .map(|block| {
+                block
+                    .rest
+                    .split_once("allocator = ")
+                    .map_or("", |(_, name)| name)
+            })
+            .collect()
+    };
+    assert_eq!(listed(101), ["pool_alloc"; 5], "{report:#?}");
+    assert_eq!(listed(307), ["pool_realloc"], "{report:#?}");
+    assert_eq!(listed(4001), [""], "{report:#?}");
+    assert_eq!(listed(501), [""], "{report:#?}");
+    assert_eq!(listed(503), ["take"], "{report:#?}");
+
+    let text = std::fs::read_to_string(json).expect("a document");
+    let document: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+    let of_bytes = |bytes: u64| {
+        let entries = document["entries"].as_array().expect("entries");
+        let entry = entries.iter().find(|entry| entry["bytes"] == bytes);
+        entry.unwrap_or_else(|| panic!("no {bytes} bytes in {document:#}"))["allocator"].clone()
+    };
+    assert_eq!(of_bytes(505), "pool_alloc");
+    assert_eq!(of_bytes(203), "get");
+    assert_eq!(of_bytes(4001), serde_json::Value::Null);
+    assert_eq!(of_bytes(501), serde_json::Value::Null);
+    assert_eq!(of_bytes(503), "take");
 }
 
 /// Asserts that memleak refuses options, with one line that holds each of `words`.

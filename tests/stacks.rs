@@ -143,6 +143,44 @@ fn a_plugin_that_has_gone_keeps_its_names_though_another_took_its_place() {
 }
 
 #[test]
+fn what_a_library_allocates_as_it_is_loaded_has_whole_stacks() {
+    require_root();
+    let folder = TempDir::new().unwrap();
+    let source = fixtures().join("plugin_early.c");
+    let flags = ["-shared", "-fPIC", "-o", "early.so"];
+    let arguments = [NO_FRAME_POINTERS, &flags, &[source.to_str().unwrap()]].concat();
+    run_tool("cc", &arguments, folder.path());
+    let plugin = folder.path().join("early.so");
+    let plugin = plugin.to_str().unwrap();
+    let host = fixture::c_with("plugin_host", &["-ldl"]);
+    let mut running = start(&["-T", ALL_STACKS, "0.1"], &host, &[plugin, plugin]);
+    for _ in 0..2 {
+        running.expect("early");
+        // a whole report later, its table is known
+        running.stdout_line("report", is_header);
+        running.stdout_line("report", is_header);
+        running.send_line();
+        running.expect("loaded");
+        running.send_line();
+    }
+    let finished = finish_well(running);
+    let report = last_report(&finished);
+    // each time with the same stack, but for the host's own call
+    let held: Vec<Held> = report
+        .stacks
+        .iter()
+        .filter(|stack| symbols(stack)[0] == "leak_early")
+        .map(|stack| {
+            assert_eq!(symbols(stack)[1], "begin", "{report:#?}");
+            assert!(symbols(stack).ends_with(&["_start"]), "{report:#?}");
+            stack.held
+        })
+        .collect();
+    assert_eq!(held, [Held::each(50, 777); 2], "{report:#?}");
+    assert!(says(&finished, "none cut short"), "{finished:#?}");
+}
+
+#[test]
 fn bytearrays_of_python_name_what_made_them() {
     require_root();
     let script = "kept = [bytearray(1048577) for _ in range(4)]\nimport os; os._exit(0)";

@@ -96,6 +96,7 @@ mod tests {
         }]);
         let class = Class::Heap;
         Entry {
+            allocator: None,
             tgid: 1,
             class,
             bytes,

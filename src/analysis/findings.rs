@@ -164,15 +164,13 @@ impl Hidden {
 
 fn with_entries(report: Report, entries: Vec<Entry>) -> Report {
     let sum = |value: fn(&Entry) -> u64| entries.iter().map(value).fold(0, u64::saturating_add);
-    let mut report = Report {
+    Report {
         total_stacks: entries.len() as u64,
         total_bytes: sum(|entry| entry.bytes),
         total_count: sum(|entry| entry.count),
         entries,
         ..report
-    };
-    report.sum_processes();
-    report
+    }
 }
 
 /// Judges a recording.
@@ -273,6 +271,7 @@ fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
     Entry {
         tgid: stack.tgid,
         class: stack.class,
+        allocator: stack.allocator.clone(),
         bytes: verdict.growth.last_bytes,
         count: figure.map_or(0, |figure| figure.count),
         oldest_ns: figure.and_then(|figure| figure.oldest_ns),

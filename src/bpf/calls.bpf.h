@@ -9,9 +9,9 @@
 
 #include "accounting.bpf.h"
 #include "events.bpf.h"
+#include "kept_stack.bpf.h"
 #include "sampling.bpf.h"
 #include "thread.bpf.h"
-#include "user_stack.bpf.h"
 
 /* What an entry program answers: whether the return of the call should be trapped. */
 #define TRAP_RETURN 0
@@ -238,21 +238,6 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	if (!wanted && !call->has_old)
 		return leave_out(ctx, call, sp);
 	return begin_call(call, sp, wanted);
-}
-
-/* The identity of the stack at an allocator's return, stored. */
-static __always_inline __u64 stack_at_return(struct pt_regs *ctx, struct task_struct *task,
-					     struct thread *thread, bool live)
-{
-	__u64 hash = capture_user_stack(ctx, task, thread, true, live);
-	__u64 *stored = &thread->stored[hash & (STORED_STACKS - 1)];
-
-	/* of several processes, the last one to use a stack is kept with it */
-	if (many_processes)
-		return store_stack(&thread->stack, hash, tgid_of(task));
-	if (*stored != hash)
-		*stored = store_stack(&thread->stack, hash, 0);
-	return *stored;
 }
 
 static __always_inline void record_new_block(struct pt_regs *ctx, struct task_struct *task,

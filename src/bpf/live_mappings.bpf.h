@@ -12,7 +12,7 @@
 #define PAGE_SHIFT 12
 #define FIND_VMA_TRIES 8
 
-/* Files whose tables are loaded, by the kernel's own numbers. */
+/* Files that the tracer has read, by the kernel's own numbers. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -48,7 +48,7 @@ static __always_inline void find_table(struct unwind_mapping *mapping, struct un
 	mapping->code = UNWIND_UNREAD;
 	if (!file)
 		return;
-	mapping->code = UNWIND_NO_TABLE;
+	mapping->code = file->unreadable ? UNWIND_NO_CODE : UNWIND_NO_TABLE;
 	for (i = 0; i < UNWIND_FILE_SEGMENTS && i < file->count; i++) {
 		struct unwind_segment *segment = &file->segments[i];
 		__u64 from = segment->file_offset > offset ? segment->file_offset : offset;
@@ -71,6 +71,7 @@ static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, s
 	struct file *file = vma->vm_file;
 	struct unwind_file_key key = {};
 
+	mapping->code = UNWIND_NO_CODE;
 	if (!(vma->vm_flags & VM_EXEC))
 		return 0;
 	mapping->begin = vma->vm_start;
@@ -84,8 +85,11 @@ static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, s
 	return 0;
 }
 
-/* Asks the kernel, which can't say while another thread changes the mappings: that takes microseconds. */
-static __always_inline bool ask_for_vma(struct task_struct *task, struct unwind_mapping *mapping,
+/*
+ * Asks the kernel, which can't say while another thread changes the mappings: that takes microseconds. What
+ * it can't say even so is left to the tracer.
+ */
+static __always_inline void ask_for_vma(struct task_struct *task, struct unwind_mapping *mapping,
 					__u64 address)
 {
 	int tries;
@@ -93,41 +97,45 @@ static __always_inline bool ask_for_vma(struct task_struct *task, struct unwind_
 	for (tries = 0; tries < FIND_VMA_TRIES; tries++) {
 		long err = bpf_find_vma(task, address, describe_vma, mapping, 0);
 
-		if (err != -EBUSY)
-			return !err;
+		if (err != -EBUSY) {
+			if (err)
+				mapping->code = UNWIND_NO_CODE;
+			return;
+		}
 	}
-	return false;
+	mapping->code = UNWIND_UNREAD;
 }
 
 /*
- * Finds the executable mapping of an address, unless its file is still to be read. What one thread has found
- * is known to all until the tracer's next description, whose `generation` this is: threads that start
- * together would ask while they are all changing the mappings.
+ * Finds the executable mapping of an address, unless its file is still to be read; gives what is known of its
+ * code. What one thread has found is known to all until the tracer's next description, whose `generation`
+ * this is: threads that start together would ask while they are all changing the mappings.
  */
-static __always_inline bool find_live(struct task_struct *task, struct unwind_mapping *found, __u64 address,
-				      __u32 generation)
+static __always_inline enum unwind_code find_live(struct task_struct *task, struct unwind_mapping *found,
+						  __u64 address, __u32 generation)
 {
-	struct unwind_mapping mapping = {.code = UNWIND_UNREAD}, *known;
+	struct unwind_mapping mapping = {.code = UNWIND_NO_CODE}, *known;
 	struct found_mapping_key key = {.page = address >> 16, .generation = generation};
 
 	if (!can_find_mappings)
-		return false;
+		return UNWIND_NO_CODE;
 	key.mm = address_space_of(task);
 	known = bpf_map_lookup_elem(&found_mappings, &key);
 	if (known && address >= known->begin && address < known->end) {
 		*found = *known;
-		return true;
+		return known->code;
 	}
-	if (!ask_for_vma(task, &mapping, address) || mapping.code == UNWIND_UNREAD)
-		return false;
+	ask_for_vma(task, &mapping, address);
+	if (mapping.code == UNWIND_UNREAD || mapping.code == UNWIND_NO_CODE)
+		return mapping.code;
 #if RETURN_ADDRESS_ON_STACK
 	/* the kernel's page for return probes is code of nobody's */
 	if (mapping.begin == return_trampoline(task))
-		return false;
+		return UNWIND_NO_CODE;
 #endif
 	*found = mapping;
 	bpf_map_update_elem(&found_mappings, &key, &mapping, BPF_ANY);
-	return true;
+	return mapping.code;
 }
 
 #endif

@@ -31,11 +31,12 @@ enum op {
  */
 struct function {
 	enum op op;
-	__u8 size;    /* argument that holds the size in bytes; none: `constant_size` */
-	__u8 count;   /* argument that multiplies the size */
-	__u8 block;   /* argument that holds the block to free or to resize */
-	__u8 out;     /* argument that points to where the result is stored; none: it is returned */
-	__u32 length; /* of its code in bytes */
+	__u8 size;	 /* argument that holds the size in bytes; none: `constant_size` */
+	__u8 count;	 /* argument that multiplies the size */
+	__u8 block;	 /* argument that holds the block to free or to resize */
+	__u8 out;	 /* argument that points to where the result is stored; none: it is returned */
+	__u32 length;	 /* of its code in bytes */
+	__u32 allocator; /* number of the allocator that it belongs to; 0: the C library's */
 	__u64 constant_size;
 };
 
@@ -76,7 +77,9 @@ struct block {
 /* Value of `stack_traces`, whose key is the stack's hash. */
 struct stack {
 	__u32 depth;
-	__u32 tgid; /* the last process to use it, where more than one can be traced */
+	__u32 tgid;	 /* the last process to use it, where more than one can be traced */
+	__u32 allocator; /* as in `struct function` */
+	__u32 zero;
 	__u64 addresses[MAX_STACK_DEPTH];
 };
 

@@ -6,6 +6,8 @@
 #ifndef UNWIND_H
 #define UNWIND_H
 
+#include "memleak.h"
+
 /* Rows in a block, rules in the dictionary: 16 bits' worth, so that an index is bounded by its mask. */
 #define UNWIND_BLOCK_ROWS 65536
 /* Mappings kept per process; a power of 2 for the same reason. */
@@ -30,6 +32,7 @@ enum unwind_code {
 	UNWIND_NO_TABLE = 0, /* nothing to find: JIT-compiled code, or a file without unwind information */
 	UNWIND_TABLE = 1,
 	UNWIND_UNREAD = 2, /* a file that the tracer has yet to read */
+	UNWIND_NO_CODE = 3,
 };
 
 /* An executable mapping of a process. An address minus `bias` is an address of the file's own. */
@@ -77,10 +80,10 @@ struct unwind_segment {
 
 #define UNWIND_FILE_SEGMENTS 4
 
-/* Value of `unwind_files`: a file whose table is loaded. */
+/* Value of `unwind_files`: a file that the tracer has read. */
 struct unwind_file {
 	__u32 count;
-	__u32 zero;
+	__u32 unreadable; /* its table can't be had, so it is not worth waiting for */
 	struct unwind_segment segments[UNWIND_FILE_SEGMENTS];
 };
 
@@ -93,8 +96,27 @@ enum stack_end {
 	STACK_UNSUPPORTED = 4,	 /* a rule that the tables can't express */
 	STACK_UNREADABLE = 5,	 /* stack memory that can't be read */
 	STACK_FRAME_POINTER = 6, /* no unwind information, and the frame pointer leads nowhere */
-	STACK_ENDS = 8, /* more than there are; a power of 2, so that an index is bounded by its mask */
+	STACK_UNREAD = 7,	 /* code of a file that the tracer has yet to read */
+	STACK_ENDS = 8, /* as many as there are; a power of 2, so that an index is bounded by its mask */
 };
+
+/*
+ * A walk that has come to code whose table is still to be read. With the stack's memory, which follows in
+ * pages from that of sp on, the tracer goes on from there: src/unwind/walk.rs.
+ */
+struct deferred_walk {
+	__u64 id; /* stands for the stack until it is whole */
+	__u64 time_ns;
+	__u64 pc, sp, bp; /* of the frame that was reached */
+	__u64 is_return_address;
+	__u64 hash; /* of the stack so far */
+	__u32 tgid;
+	__u32 readable;	     /* bit by bit, the pages that could be read: a frame can have untouched ones */
+	struct stack walked; /* up to that frame */
+};
+
+/* The most pages that follow. */
+#define DEFERRED_PAGES 16
 
 /* Code was met that the tracer has not described yet: the process's mappings have to be read again. */
 struct unknown_code_event {

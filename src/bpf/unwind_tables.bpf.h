@@ -10,6 +10,7 @@
 
 /* What `rule_at` answers besides rules: no rule has these bits. */
 #define RULE_UNKNOWN_CODE 7
+#define RULE_UNREAD_CODE 6
 /* Rule::NoFde in src/unwind/rule.rs */
 #define RULE_NO_FDE 0
 
@@ -227,9 +228,15 @@ static __always_inline __u32 find_rule(__u64 address, bool live)
 	if (address < mapping->begin || address >= mapping->end) {
 		struct unwind_mappings *known = mappings_of(task);
 
-		if (!find_described(mapping, known, address) &&
-		    !(live && find_live(task, mapping, address, known ? known->generation : 0)))
-			return RULE_UNKNOWN_CODE;
+		if (!find_described(mapping, known, address)) {
+			__u32 code = live ? find_live(task, mapping, address, known ? known->generation : 0)
+					  : UNWIND_NO_CODE;
+
+			if (code == UNWIND_UNREAD)
+				return RULE_UNREAD_CODE;
+			if (code == UNWIND_NO_CODE)
+				return RULE_UNKNOWN_CODE;
+		}
 	}
 	return mapping->code == UNWIND_TABLE ? rule_in_table(mapping, address) : RULE_NO_FDE;
 }
@@ -257,7 +264,7 @@ static __always_inline __u32 rule_at(struct walk *walk, __u64 address, bool live
 	if (!walk->generation || cached->address != address || cached->generation != walk->generation) {
 		__u32 rule = live ? look_up_rule(address) : look_up_rule_plain(address);
 
-		if (rule == RULE_UNKNOWN_CODE)
+		if (rule == RULE_UNKNOWN_CODE || rule == RULE_UNREAD_CODE)
 			return rule;
 		cached->address = address;
 		cached->generation = walk->generation;

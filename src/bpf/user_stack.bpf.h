@@ -277,6 +277,10 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack, b
 
 	if (unwind_with_tables)
 		rule = rule_at(walk, walk->pc - walk->is_return_address, live);
+	if (rule == RULE_UNREAD_CODE) {
+		report_unknown_code(walk);
+		return end_walk(walk, STACK_UNREAD);
+	}
 	/* The first address comes from the CPU; any other may be what a wrong step has read. */
 	if (rule == RULE_UNKNOWN_CODE) {
 		report_unknown_code(walk);
@@ -370,8 +374,6 @@ static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct task
 		if (!(live ? walk_frames(thread) : walk_frames_plain()))
 			break;
 	}
-	if (walk->end != STACK_COMPLETE)
-		__sync_fetch_and_add(&stacks_cut[walk->end & (STACK_ENDS - 1)], 1);
 	return walk->hash ? walk->hash : 1;
 }
 

@@ -12,7 +12,7 @@ use crate::analysis::gate::Tripped;
 use crate::analysis::growth::Growth;
 use crate::analysis::identity::{self, Precision};
 use crate::recording::model::Header;
-use crate::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry};
+use crate::report::{Entry, Frame, Function, ListedAllocation};
 use crate::snapshot::{Allocation, Losses, Turnover, WallTime};
 
 /// What the document's `format` says.
@@ -50,8 +50,6 @@ struct Document<'a> {
     losses: Losses,
     suppressed: SuppressedPart<'a>,
     in_baseline: Totals,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    processes: Vec<ProcessPart<'a>>,
     entries: Vec<EntryPart<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allocations: Vec<AllocationPart<'a>>,
@@ -71,14 +69,6 @@ struct TargetPart<'a> {
     kind: &'static str,
     pid: Option<u32>,
     command: &'a [String],
-}
-
-#[derive(Serialize)]
-struct ProcessPart<'a> {
-    tgid: u32,
-    name: &'a str,
-    #[serde(flatten)]
-    totals: Totals,
 }
 
 #[derive(Serialize)]
@@ -107,6 +97,8 @@ struct EntryPart<'a> {
     id: String,
     tgid: u32,
     class: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocator: Option<&'a str>,
     bytes: u64,
     count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -172,6 +164,8 @@ struct AllocationPart<'a> {
     age_ns: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     cache: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocator: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -219,7 +213,6 @@ fn document<'a>(
         losses: report.losses,
         suppressed: suppressed_part(findings),
         in_baseline: totals(&findings.left_out.known),
-        processes: report.processes.iter().map(process_part).collect(),
         entries: entries
             .map(|(entry, growth)| entry_part(entry, growth))
             .collect(),
@@ -258,18 +251,6 @@ fn suppressed_part(findings: &Findings) -> SuppressedPart<'_> {
     }
 }
 
-fn process_part(process: &ProcessEntry) -> ProcessPart<'_> {
-    ProcessPart {
-        tgid: process.tgid,
-        name: &process.name,
-        totals: Totals {
-            stacks: process.stacks,
-            bytes: process.bytes,
-            count: process.count,
-        },
-    }
-}
-
 fn totals(hidden: &Hidden) -> Totals {
     Totals {
         stacks: hidden.stacks,
@@ -288,6 +269,7 @@ fn entry_part<'a>(entry: &'a Entry, growth: &Growth) -> EntryPart<'a> {
         )),
         tgid: entry.tgid,
         class: entry.class.name(),
+        allocator: entry.allocator.as_deref(),
         bytes: entry.bytes,
         count: entry.count,
         oldest_ns: entry.oldest_ns,
@@ -363,6 +345,7 @@ fn allocation_part(listed: &ListedAllocation) -> AllocationPart<'_> {
         tid,
         age_ns,
         cache: listed.cache.as_deref(),
+        allocator: listed.allocator.as_deref(),
     }
 }
 

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 pub use discover::{Candidate, ObjectPlan, Wanted, discover};
+pub use families::LIBC;
 pub use own::OwnFunction;
 pub use table::{Operation, Signature};
 

@@ -93,7 +93,7 @@ impl LiveRun {
         };
         let recording = self.collector.recording();
         if let Some(last) = recording.snapshots.last() {
-            let written = writer.append(recording, last);
+            let written = writer.append(&recording.stacks, last);
             written.with_context(|| {
                 format!(
                     "failed to write {}: the recording ends here",
@@ -164,6 +164,7 @@ mod tests {
         }]);
         let (class, turnover) = (Class::Heap, None);
         let entry = Entry {
+            allocator: None,
             tgid: 1,
             class,
             bytes,

@@ -2,6 +2,7 @@
 //! Reports arrive symbolized and stamped: nothing here reads a clock or a file.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use super::model::{Figure, Header, Headroom, Reason, Recording, SnapshotRecord, StackRecord};
 use crate::report::{Entry, Frame, Report};
@@ -30,7 +31,12 @@ pub struct Collector {
 
 /// What makes a stack the same in two reports: its addresses. Its names do not, as a later report may know more of
 /// them (a JIT's map is written late); where a log gives no addresses, names must do.
-type Identity = (u32, Class, Option<Vec<(u64, Option<Frame>)>>);
+type Identity = (
+    u32,
+    Class,
+    Option<Arc<str>>,
+    Option<Vec<(u64, Option<Frame>)>>,
+);
 
 impl Collector {
     /// An empty recording.
@@ -52,7 +58,12 @@ impl Collector {
         let numbers = stacks
             .map(|(stack, at)| {
                 (
-                    identity(stack.tgid, stack.class, stack.frames.as_deref()),
+                    identity(
+                        stack.tgid,
+                        stack.class,
+                        stack.allocator.as_ref(),
+                        stack.frames.as_deref(),
+                    ),
                     at,
                 )
             })
@@ -73,9 +84,6 @@ impl Collector {
 
     /// Adds the figures of `report`, which must list every stack with outstanding memory.
     pub fn push(&mut self, report: &Report, moment: Moment) {
-        for process in &report.processes {
-            self.name_process(process.tgid, &process.name);
-        }
         let figures = self.figures(&report.entries);
         let turnover = figures
             .iter()
@@ -93,14 +101,6 @@ impl Collector {
             rss_bytes: moment.rss_bytes,
             headroom: moment.headroom,
         });
-    }
-
-    /// Says what a process is called.
-    pub fn name_process(&mut self, tgid: u32, name: &str) {
-        let known = self.recording.processes.get(&tgid);
-        if known.is_none_or(|known| known != name) {
-            self.recording.processes.insert(tgid, name.to_owned());
-        }
     }
 
     /// Adds a snapshot whose stacks have their numbers already.
@@ -145,7 +145,12 @@ impl Collector {
 
     /// The number of a stack, which is added if it is new.
     pub fn number(&mut self, stack: StackRecord) -> u32 {
-        let identity = identity(stack.tgid, stack.class, stack.frames.as_deref());
+        let identity = identity(
+            stack.tgid,
+            stack.class,
+            stack.allocator.as_ref(),
+            stack.frames.as_deref(),
+        );
         *self.numbers.entry(identity).or_insert_with(|| {
             self.recording.stacks.push(stack);
             self.recording.stacks.len() as u32 - 1
@@ -153,12 +158,18 @@ impl Collector {
     }
 
     fn number_of(&mut self, entry: &Entry) -> u32 {
-        let identity = identity(entry.tgid, entry.class, entry.frames.as_deref());
+        let identity = identity(
+            entry.tgid,
+            entry.class,
+            entry.allocator.as_ref(),
+            entry.frames.as_deref(),
+        );
         *self.numbers.entry(identity).or_insert_with(|| {
             let frames = entry.frames.clone();
             self.recording.stacks.push(StackRecord {
                 tgid: entry.tgid,
                 class: entry.class,
+                allocator: entry.allocator.clone(),
                 frames,
             });
             self.recording.stacks.len() as u32 - 1
@@ -186,11 +197,17 @@ impl Collector {
     }
 }
 
-fn identity(tgid: u32, class: Class, frames: Option<&[Frame]>) -> Identity {
+fn identity(
+    tgid: u32,
+    class: Class,
+    allocator: Option<&Arc<str>>,
+    frames: Option<&[Frame]>,
+) -> Identity {
     let identity = |frame: &Frame| (frame.address, (frame.address == 0).then(|| frame.clone()));
     (
         tgid,
         class,
+        allocator.cloned(),
         frames.map(|frames| frames.iter().map(identity).collect()),
     )
 }
@@ -234,6 +251,7 @@ mod tests {
         }]);
         let class = Class::Heap;
         Entry {
+            allocator: None,
             tgid: 7,
             class,
             bytes,

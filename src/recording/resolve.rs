@@ -114,6 +114,7 @@ mod tests {
             known,
         ];
         let stack = StackRecord {
+            allocator: None,
             tgid: 0,
             class: Class::Heap,
             frames: Some(frames),

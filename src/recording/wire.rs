@@ -19,8 +19,6 @@ pub enum Line {
     Header(HeaderLine),
     /// An object that code belongs to; before the first stack that names it.
     Module(ModuleLine),
-    /// A process, where there can be several; again when it is called otherwise.
-    Process(ProcessLine),
     /// A stack; before the first snapshot that names it.
     Stack(StackLine),
     /// The figures of one moment.
@@ -92,19 +90,14 @@ pub struct ModuleLine {
     pub build_id: Option<String>,
 }
 
-/// What a process is called.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct ProcessLine {
-    pub tgid: u32,
-    pub name: String,
-}
-
 /// A stack, innermost frame first.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct StackLine {
     pub id: u32,
     pub tgid: u32,
     pub class: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allocator: Option<String>,
     /// `null` when the stack could not be stored.
     pub frames: Option<Vec<FramePart>>,
 }

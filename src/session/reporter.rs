@@ -1,7 +1,6 @@
 //! A report's way from a snapshot to the user: ranked, named, handed to the outputs, printed, with what grows behind.
 //! The same for processes and the kernel; takes no snapshot, knows no stack, reads no clock.
 
-use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +13,7 @@ use crate::analysis::history::Key;
 use crate::analysis::rank;
 use crate::options::Reporting;
 use crate::output::{growth, warning, write_call, write_text};
-use crate::report::{Entry, Frame, ListedAllocation, ProcessEntry, Report};
+use crate::report::{Entry, Frame, ListedAllocation, Report};
 use crate::snapshot::{Snapshot, StackId, Usage};
 use crate::stderr::say;
 use crate::trace::Call;
@@ -33,6 +32,14 @@ pub trait Names {
     /// # Errors
     /// Fails when the cache can't be read.
     fn cache(&mut self, _stack: StackId) -> Result<Option<Arc<str>>> {
+        Ok(None)
+    }
+
+    /// The allocator that a stack calls, where there are several and it is not the C library's.
+    ///
+    /// # Errors
+    /// Fails when the stack can't be read.
+    fn allocator(&mut self, _stack: StackId) -> Result<Option<Arc<str>>> {
         Ok(None)
     }
 }
@@ -99,30 +106,18 @@ impl<'a> Reporter<'a> {
     pub fn report(
         &mut self,
         snapshot: &Snapshot,
-        occasion: &Occasion,
+        occasion: Occasion,
         names: &mut impl Names,
     ) -> Result<()> {
-        let report = self.name(snapshot, &occasion.processes, names)?;
+        let report = self.name(snapshot, names)?;
         let report = self.outputs.take(snapshot, report, occasion);
         write_text(&report, &mut self.out)?;
-        if !occasion.ended_only {
-            self.write_growth(snapshot, occasion, names)?;
-        }
+        self.write_growth(snapshot, occasion.pid, names)?;
         self.out.flush()?;
         if let Some(warning) = warning(&report.losses) {
             say!("warning: {warning}");
         }
         Ok(())
-    }
-
-    /// Whether every snapshot must hold all processes.
-    pub fn needs_all(&self) -> bool {
-        self.outputs.needs_reports()
-    }
-
-    /// Forgets processes that have got their last report.
-    pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
-        self.outputs.forget(ended);
     }
 
     /// Ends the outputs; gives the exit status, if that is not the session's own to say.
@@ -134,30 +129,25 @@ impl<'a> Reporter<'a> {
     }
 
     /// Ranks a snapshot and names what will be shown.
-    fn name(
-        &self,
-        snapshot: &Snapshot,
-        processes: &[ProcessEntry],
-        names: &mut impl Names,
-    ) -> Result<Report> {
-        let ranking = rank(snapshot, self.reporting.sort, self.outputs.to_name());
+    fn name(&self, snapshot: &Snapshot, names: &mut impl Names) -> Result<Report> {
+        let ranking = rank(snapshot, self.reporting.sort, self.outputs.stacks_to_name());
         let mut entries = Vec::new();
         for usage in &ranking.shown {
             entries.push(entry(usage, names)?);
         }
         let mut allocations = Vec::new();
-        for (tgid, stack, allocation) in ranking.allocations {
+        for (stack, allocation) in ranking.allocations {
             let cache = names.cache(stack)?;
+            let allocator = names.allocator(stack)?;
             allocations.push(ListedAllocation {
-                tgid,
                 allocation,
                 cache,
+                allocator,
             });
         }
         Ok(Report {
             time: snapshot.time,
             top: self.reporting.top,
-            processes: with_figures(processes, &snapshot.usage),
             allocations,
             entries,
             total_stacks: ranking.total_stacks,
@@ -172,10 +162,10 @@ impl<'a> Reporter<'a> {
     fn write_growth(
         &mut self,
         snapshot: &Snapshot,
-        occasion: &Occasion,
+        pid: Option<u32>,
         names: &mut impl Names,
     ) -> Result<()> {
-        let (growing, limit) = self.outputs.growing(occasion.headroom());
+        let (growing, limit) = self.outputs.growing(pid);
         let mut findings = Vec::new();
         for (key, growth) in growing {
             if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
@@ -184,24 +174,8 @@ impl<'a> Reporter<'a> {
             }
         }
         let findings = self.outputs.filter_growing(findings);
-        let named = |tgid| occasion.name_of(tgid);
-        Ok(growth::write(&findings, limit, named, &mut self.out)?)
+        Ok(growth::write(&findings, limit, &mut self.out)?)
     }
-}
-
-/// Processes with what each of them holds.
-fn with_figures(processes: &[ProcessEntry], usage: &[Usage]) -> Vec<ProcessEntry> {
-    let mut processes = processes.to_vec();
-    for usage in usage {
-        let found = processes.binary_search_by_key(&usage.tgid, |process| process.tgid);
-        if let Ok(at) = found {
-            let process = &mut processes[at];
-            process.stacks += 1;
-            process.bytes = process.bytes.saturating_add(usage.bytes);
-            process.count = process.count.saturating_add(usage.count);
-        }
-    }
-    processes
 }
 
 /// Names what a stack holds.
@@ -209,6 +183,7 @@ fn entry(usage: &Usage, names: &mut impl Names) -> Result<Entry> {
     Ok(Entry {
         tgid: usage.tgid,
         class: usage.class,
+        allocator: names.allocator(usage.stack)?,
         bytes: usage.bytes,
         count: usage.count,
         oldest_ns: usage.oldest_ns,

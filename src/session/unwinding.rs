@@ -1,7 +1,6 @@
 //! Keeps the unwinder's tables in step with what the target maps.
 //! Knows neither the tables' contents nor how mappings are found out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
@@ -12,17 +11,12 @@ use crate::probes::Candidate;
 use crate::snapshot::CutStacks;
 use crate::stderr::say;
 use crate::target::{Mapping, Mappings};
-use crate::tracer::{Code, CodeMapping, Tracer, Unwinder};
-
-/// Processes that the tracer is told of at the most: each takes a quarter of a MiB. In others the unwinder finds its
-/// way by asking the kernel, which takes longer.
-const MOST_DESCRIBED: usize = 128;
+use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};
 
 /// What the tracer was told.
 #[derive(Default)]
 pub struct Unwinding {
-    /// By process, the state of its mappings.
-    told: HashMap<u32, u64>,
+    revision: Option<u64>,
 }
 
 impl Unwinding {
@@ -41,74 +35,28 @@ impl Unwinding {
         tracer.load_tables(files, report_progress)
     }
 
-    /// Reads anew what processes map in which the tracer has met code that it doesn't know. Gives those processes.
-    ///
-    /// # Errors
-    /// Fails when the kernel's reports can't be read.
-    pub fn learn(
-        &self,
-        tracer: &mut Tracer<'_>,
-        mappings: &mut Mappings,
-        wanted: impl Fn(u32) -> bool,
-    ) -> Result<BTreeSet<u32>> {
-        let mut unknown = match tracer.wants_tables() {
-            true => tracer.take_unknown_code()?,
-            false => BTreeSet::new(),
-        };
-        unknown.retain(|pid| wanted(*pid));
-        for pid in &unknown {
-            // the process may be gone by now, and with it the need
-            let _ = mappings.read(*pid);
-        }
-        Ok(unknown)
-    }
-
-    /// Loads the tables of what a process maps. That is enough where the unwinder can ask for the rest.
-    ///
-    /// # Errors
-    /// Fails when the kernel refuses memory.
-    pub fn load(&self, tracer: &mut Tracer<'_>, mappings: &Mappings, pid: u32) -> Result<()> {
-        if !tracer.wants_tables() {
-            return Ok(());
-        }
-        let objects = mappings.objects(pid);
-        let files = objects
-            .iter()
-            .filter_map(|object| Some((object.identity()?, object.openable_path()?)));
-        tracer.load_tables(files, report_progress)
-    }
-
-    /// Whether the tracer is told of a process already.
-    pub fn knows(&self, pid: u32) -> bool {
-        self.told.contains_key(&pid)
-    }
-
-    /// Processes that have ended have no mappings.
-    pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
-        self.told.retain(|pid, _| !ended.contains_key(pid));
-    }
-
-    /// Tells the tracer what a process maps, if that has changed.
+    /// Tells the tracer what a process maps, if it has changed or the tracer has met code it doesn't know.
     ///
     /// # Errors
     /// Fails when the kernel refuses memory.
     pub fn refresh(
         &mut self,
         tracer: &mut Tracer<'_>,
-        mappings: &Mappings,
+        mappings: &mut Mappings,
         pid: u32,
     ) -> Result<()> {
         if !tracer.wants_tables() {
             return Ok(());
         }
-        let revision = mappings.revision(pid);
-        if self.told.get(&pid) == Some(&revision) {
+        if tracer.take_unknown_code()?.contains(&pid) {
+            // the process may be gone by now, and with it the need
+            let _ = mappings.read(pid);
+        }
+        let revision = mappings.revision();
+        if self.revision == Some(revision) {
             return Ok(());
         }
-        if !self.knows(pid) && self.told.len() >= MOST_DESCRIBED {
-            return self.load(tracer, mappings, pid);
-        }
-        self.told.insert(pid, revision);
+        self.revision = Some(revision);
         let code: Vec<CodeMapping> = mappings
             .layout(pid)
             .into_iter()
@@ -116,6 +64,24 @@ impl Unwinding {
             .collect();
         tracer.set_code(pid, &code, report_progress)
     }
+}
+
+/// Finishes walks that waited for tables. All that was mapped before they were made must be known by now.
+///
+/// # Errors
+/// Fails when the kernel refuses memory.
+pub fn finish(
+    tracer: &mut Tracer<'_>,
+    mappings: &Mappings,
+    walks: Vec<DeferredWalk>,
+) -> Result<()> {
+    for walk in walks {
+        let (pid, at_ns) = (walk.tgid, walk.time_ns);
+        tracer.finish_walk(walk, |address| {
+            code_mapping(mappings.find(pid, address, at_ns)?, pid)
+        })?;
+    }
+    Ok(())
 }
 
 /// Says that stacks may be incomplete, where tables were wanted and can't be had.
@@ -176,8 +142,7 @@ fn code_mapping(mapping: &Mapping, pid: u32) -> Option<CodeMapping> {
     }
     let code = match (mapping.object.identity(), mapping.object.openable_path()) {
         (Some(id), Some(path)) => Code::File { id, path },
-        // not code without tables, but code whose tables are not known: stacks end there, and are counted
-        (Some(_), None) => return None,
+        (Some(id), None) => Code::Unreadable { id },
         _ if label == "[vdso]" => image(mapping, pid).map_or(Code::Anonymous, Code::Image),
         _ => Code::Anonymous,
     };

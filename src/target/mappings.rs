@@ -2,12 +2,12 @@
 //! process or the file's name has gone. Fed from /proc and from `mapping_events`; resolves no symbols.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
@@ -25,12 +25,9 @@ pub struct ObjectFile {
 }
 
 impl ObjectFile {
-    /// A path under which the very file that was mapped can be opened; none when it can't be had, or when
-    /// the mapping is no file's.
+    /// A path under which the very file that was mapped can be opened, whatever becomes of its name; none when it can't
+    /// be had, or when the mapping is no file's.
     pub fn openable_path(&self) -> Option<PathBuf> {
-        if self.is_at(&self.path) {
-            return Some(self.path.clone());
-        }
         let file = self.file.as_ref()?;
         Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
     }
@@ -38,13 +35,6 @@ impl ObjectFile {
     /// Device and inode, which no other file has while this one is open; none for what is no file.
     pub fn identity(&self) -> Option<(u64, u64)> {
         (self.inode != 0).then_some((self.device, self.inode))
-    }
-
-    fn is_at(&self, path: &Path) -> bool {
-        path.is_absolute()
-            && fs::metadata(path).is_ok_and(|found| {
-                found.is_file() && found.ino() == self.inode && found.dev() == self.device
-            })
     }
 }
 
@@ -89,17 +79,8 @@ pub struct MappingRecord {
 /// What every traced process maps, or has mapped.
 #[derive(Default)]
 pub struct Mappings {
-    processes: HashMap<u32, ProcessMappings>,
+    processes: HashMap<u32, Vec<Mapping>>,
     objects: HashMap<(u64, u64, PathBuf), Arc<ObjectFile>>,
-    opened: usize,
-    revision: u64,
-}
-
-/// What one process maps, or has mapped.
-#[derive(Clone, Default)]
-struct ProcessMappings {
-    /// In the order in which they came.
-    list: Vec<Mapping>,
     revision: u64,
 }
 
@@ -123,8 +104,7 @@ impl Mappings {
     /// Adds a mapping. It takes the place of what was at its addresses before.
     pub fn add(&mut self, pid: u32, record: MappingRecord) {
         let object = self.object(pid, &record);
-        let process = self.processes.entry(pid).or_default();
-        let mappings = &mut process.list;
+        let mappings = self.processes.entry(pid).or_default();
         let new = Mapping {
             range: record.range,
             offset: record.offset,
@@ -149,49 +129,25 @@ impl Mappings {
             _ => {
                 mappings.push(new);
                 self.revision += 1;
-                process.revision = self.revision;
             }
         }
     }
 
-    /// Forgets what a process mapped: it has executed another program, or has ended.
+    /// Forgets what a process mapped: it has executed another program.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        self.revision += 1;
     }
 
-    /// A process was forked, and maps what its parent does.
-    pub fn fork(&mut self, parent: u32, child: u32) {
-        if let Some(mappings) = self.processes.get(&parent) {
-            self.processes.insert(child, mappings.clone());
-        }
-    }
-
-    /// A number that changes whenever a process maps something else, and that no other state of it has; 0 where nothing
-    /// is known of it.
-    pub fn revision(&self, pid: u32) -> u64 {
-        self.processes
-            .get(&pid)
-            .map_or(0, |process| process.revision)
-    }
-
-    /// Closes files that no process is known to map any more, once there are more than `most` of them.
-    pub fn close_unused(&mut self, most: usize) {
-        if self.objects.len() > most {
-            self.objects
-                .retain(|_, object| Arc::strong_count(object) > 1);
-        }
-    }
-
-    fn of(&self, pid: u32) -> &[Mapping] {
-        self.processes
-            .get(&pid)
-            .map_or(&[], |process| process.list.as_slice())
+    /// A number that changes whenever a mapping is added or a process's are forgotten.
+    pub fn revision(&self) -> u64 {
+        self.revision
     }
 
     /// What a process maps at each address, as far as is known: without what later mappings have covered.
     pub fn layout(&self, pid: u32) -> Vec<Mapping> {
         let mut layout: Vec<Mapping> = Vec::new();
-        for mapping in self.of(pid) {
+        for mapping in self.processes.get(&pid).into_iter().flatten() {
             layout = layout
                 .into_iter()
                 .flat_map(|older| without(older, &mapping.range))
@@ -205,7 +161,7 @@ impl Mappings {
     /// The mapping of a process that covered an address at a time in ns of CLOCK_MONOTONIC; where all that are known
     /// came later, the first of them.
     pub fn find(&self, pid: u32, address: u64, at_ns: u64) -> Option<&Mapping> {
-        let mappings = self.of(pid);
+        let mappings = self.processes.get(&pid)?;
         let covering = || {
             mappings
                 .iter()
@@ -220,7 +176,7 @@ impl Mappings {
     /// The distinct files that a process maps, in the order in which they were mapped.
     pub fn objects(&self, pid: u32) -> Vec<Arc<ObjectFile>> {
         let mut objects: Vec<Arc<ObjectFile>> = Vec::new();
-        for mapping in self.of(pid) {
+        for mapping in self.processes.get(&pid).into_iter().flatten() {
             let known = objects
                 .iter()
                 .any(|known| Arc::ptr_eq(known, &mapping.object));
@@ -232,8 +188,7 @@ impl Mappings {
     }
 
     fn object(&mut self, pid: u32, record: &MappingRecord) -> Arc<ObjectFile> {
-        let id = self.opened;
-        self.opened += 1;
+        let id = self.objects.len();
         let key = (record.device, record.inode, record.path.clone());
         let object = self
             .objects
@@ -330,6 +285,9 @@ fn parse_maps_line(line: &str) -> Option<MappingRecord> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::Path;
+
     use super::*;
 
     fn record(range: Range<u64>, path: &str) -> MappingRecord {

@@ -1,5 +1,5 @@
-//! The rings: changes of anonymous mappings, which become ranges, calls for `--trace`, and code that the unwinder
-//! doesn't know.
+//! The rings: changes of anonymous mappings, which become ranges, calls for `--trace`, code that the unwinder doesn't
+//! know, and walks that it could not finish.
 //! Draining never waits.
 
 use std::cell::RefCell;
@@ -10,6 +10,7 @@ use std::rc::Rc;
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
 
+use super::deferred::DeferredWalk;
 use super::ranges::{Ranges, Span};
 use super::skel::types;
 use crate::trace::Call;
@@ -20,6 +21,7 @@ pub struct Events {
     ranges: Rc<RefCell<Ranges>>,
     calls: Rc<RefCell<Vec<types::call_event>>>,
     unknown_code: Rc<RefCell<BTreeSet<u32>>>,
+    deferred_walks: Rc<RefCell<Vec<DeferredWalk>>>,
 }
 
 impl Events {
@@ -31,6 +33,7 @@ impl Events {
         range_events: &dyn MapCore,
         call_events: &dyn MapCore,
         unknown_code_events: &dyn MapCore,
+        deferred_walks_ring: &dyn MapCore,
     ) -> Result<Self> {
         let ranges = Rc::new(RefCell::new(Ranges::default()));
         let calls = Rc::new(RefCell::new(Vec::new()));
@@ -38,6 +41,8 @@ impl Events {
         let unknown_code = Rc::new(RefCell::new(BTreeSet::new()));
         let (ranges_in, calls_in) = (Rc::clone(&ranges), Rc::clone(&calls));
         let unknown_code_in = Rc::clone(&unknown_code);
+        let deferred_walks = Rc::new(RefCell::new(Vec::new()));
+        let deferred_walks_in = Rc::clone(&deferred_walks);
         builder
             .add(range_events, move |data| {
                 if let Ok(event) = plain::from_bytes::<types::range_event>(data) {
@@ -61,6 +66,14 @@ impl Events {
                     0
                 })
             })
+            .and_then(|builder| {
+                builder.add(deferred_walks_ring, move |data| {
+                    deferred_walks_in
+                        .borrow_mut()
+                        .extend(DeferredWalk::parse(data));
+                    0
+                })
+            })
             .context("failed to open the rings of events")?;
         let rings = builder
             .build()
@@ -70,6 +83,7 @@ impl Events {
             ranges,
             calls,
             unknown_code,
+            deferred_walks,
         })
     }
 
@@ -115,6 +129,11 @@ impl Events {
     /// Takes the processes in which the unwinder has met code that it doesn't know.
     pub fn take_unknown_code(&self) -> BTreeSet<u32> {
         self.unknown_code.take()
+    }
+
+    /// Takes the walks that are to be finished, oldest first.
+    pub fn take_deferred_walks(&self) -> Vec<DeferredWalk> {
+        self.deferred_walks.take()
     }
 
     /// Becomes readable when something has come.

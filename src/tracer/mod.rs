@@ -4,6 +4,7 @@
 mod attach;
 mod batch;
 mod cost;
+mod deferred;
 mod events;
 mod kernel;
 mod kernel_events;
@@ -41,6 +42,8 @@ mod skel {
     // SAFETY: as above; unwind.h keeps these so.
     unsafe impl plain::Plain for types::unknown_code_event {}
     // SAFETY: as above.
+    unsafe impl plain::Plain for types::deferred_walk {}
+    // SAFETY: as above.
     unsafe impl plain::Plain for types::unwind_process {}
     // SAFETY: as above.
     unsafe impl plain::Plain for types::unwind_file_key {}
@@ -56,6 +59,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
@@ -64,6 +68,8 @@ use libbpf_rs::{
 };
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
+pub use deferred::DeferredWalk;
+use deferred::{FinishedStacks, Found};
 use kernel::Features;
 pub use kernel::{Attachment, check};
 pub use kernel_events::{KernelEvents, UnseenFrees};
@@ -72,7 +78,7 @@ pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
 use crate::options::{Sampling, Unwind};
-use crate::probes::{ObjectPlan, Operation, Probe};
+use crate::probes::{LIBC, ObjectPlan, Operation, Probe};
 use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
 use crate::stderr;
 use crate::trace::Call;
@@ -80,10 +86,14 @@ use attach::ObjectProbes;
 use events::Events;
 use sampling::Weight;
 use skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
-use unwind_tables::UnwindTables;
+use unwind_tables::{Meanwhile, UnwindTables};
 
 /// Bytes of the ring of calls, when they are traced.
 const CALL_RING_BYTES: u32 = 4 << 20;
+
+/// Bytes of the ring of walks that wait for tables. Each takes some 12 KiB, and a program that loads libraries can make
+/// a thousand of them before memleak gets the processor.
+const DEFERRED_RING_BYTES: u32 = 16 << 20;
 
 /// What the programs are to record. Fixed at load, so that what is not asked for costs nothing.
 #[derive(Debug)]
@@ -152,9 +162,14 @@ pub struct Tracer<'obj> {
     config: Config,
     unwinder: Unwinder,
     functions: Vec<Probe>,
+    /// Allocators beside the C library's, by number from 1.
+    allocators: Vec<Arc<str>>,
+    /// The numbers of the allocators of stacks that were asked for.
+    allocator_of: HashMap<StackId, u32>,
     /// When processes last executed another program, in ns of CLOCK_MONOTONIC.
     executed: HashMap<u32, u64>,
     tables: UnwindTables,
+    finished: FinishedStacks,
 }
 
 impl<'obj> Tracer<'obj> {
@@ -172,6 +187,7 @@ impl<'obj> Tracer<'obj> {
             &maps.range_events,
             &maps.call_events,
             &maps.unknown_code_events,
+            &maps.deferred_walks,
         )?;
         let tables = UnwindTables::new(unwind_tables::Maps {
             blocks: MapHandle::try_from(&maps.unwind_blocks)?,
@@ -188,8 +204,11 @@ impl<'obj> Tracer<'obj> {
             config,
             unwinder,
             functions: Vec::new(),
+            allocators: Vec::new(),
+            allocator_of: HashMap::new(),
             executed: HashMap::new(),
             tables,
+            finished: FinishedStacks::default(),
         })
     }
 
@@ -222,6 +241,10 @@ impl<'obj> Tracer<'obj> {
     ///
     /// # Errors
     /// Fails when the kernel refuses.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
     pub fn attach_processes(&mut self) -> Result<()> {
         self.watch_thread_exits()?;
         let Some(filter) = &self.config.processes else {
@@ -236,16 +259,31 @@ impl<'obj> Tracer<'obj> {
     ///
     /// # Errors
     /// Fails when there are too many.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
     pub fn add_process(&self, pid: u32) -> Result<()> {
         processes::add(&self.skel.maps, pid)
     }
 
-    /// Whether a process is traced at this moment, of several.
-    pub fn is_traced(&self, pid: u32) -> bool {
-        processes::contains(&self.skel.maps, pid)
+    /// Leaves a process.
+    ///
+    /// # Errors
+    /// Fails when the map of processes can't be written.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
+    pub fn remove_process(&self, pid: u32) -> Result<()> {
+        processes::remove(&self.skel.maps, pid)
     }
 
     /// The processes that are traced at this moment, of several.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
     pub fn processes(&self) -> BTreeSet<u32> {
         processes::all(&self.skel.maps)
     }
@@ -254,6 +292,10 @@ impl<'obj> Tracer<'obj> {
     ///
     /// # Errors
     /// Fails when a map can't be read or written.
+    #[allow(
+        dead_code,
+        reason = "for sessions of several processes, which come next"
+    )]
     pub fn clear(&mut self, ended: &BTreeMap<u32, u64>) -> Result<()> {
         self.events.drain()?;
         for (&pid, &ended_ns) in ended {
@@ -331,9 +373,13 @@ impl<'obj> Tracer<'obj> {
     pub fn load_tables(
         &mut self,
         files: impl Iterator<Item = (FileId, PathBuf)>,
-        progress: impl FnMut(usize, usize),
+        mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        self.tables.load_files(files, progress)
+        let mut meanwhile = Meanwhile {
+            tick: &mut || {},
+            progress: &mut progress,
+        };
+        self.tables.load_files(files, &mut meanwhile)
     }
 
     /// Tells the unwinder what code a process maps now.
@@ -344,21 +390,19 @@ impl<'obj> Tracer<'obj> {
         &mut self,
         pid: u32,
         mappings: &[CodeMapping],
-        progress: impl FnMut(usize, usize),
+        mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
-        let result = self.tables.set_process(pid, mappings, progress);
+        // what the programs report while tables are being built must not find a full ring
+        let mut drained = Ok(());
+        let mut meanwhile = Meanwhile {
+            tick: &mut || drained = self.events.drain(),
+            progress: &mut progress,
+        };
+        let result = self.tables.set_process(pid, mappings, &mut meanwhile);
         if let Some(data) = self.skel.maps.bss_data.as_deref_mut() {
             data.unwind_changes = data.unwind_changes.wrapping_add(1);
         }
-        result
-    }
-
-    /// Whether the unwinder can ask the kernel for what it was not told of.
-    pub fn finds_mappings(&self) -> bool {
-        let rodata = &self.skel.maps.rodata_data;
-        rodata
-            .as_ref()
-            .is_some_and(|rodata| rodata.can_find_mappings)
+        result.and(drained)
     }
 
     /// What the unwind tables hold and cost so far.
@@ -373,6 +417,43 @@ impl<'obj> Tracer<'obj> {
     pub fn take_unknown_code(&mut self) -> Result<BTreeSet<u32>> {
         self.events.drain()?;
         Ok(self.events.take_unknown_code())
+    }
+
+    /// Takes the walks that came to files whose tables were not loaded. [`Tracer::finish_walk`] is to be called with each,
+    /// once it is known what was mapped when they were made.
+    ///
+    /// # Errors
+    /// Fails when the ring can't be read.
+    pub fn take_deferred_walks(&mut self) -> Result<Vec<DeferredWalk>> {
+        self.events.drain()?;
+        Ok(self.events.take_deferred_walks())
+    }
+
+    /// Finishes a walk; `code_at` tells what was mapped at an address then.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn finish_walk(
+        &mut self,
+        walk: DeferredWalk,
+        code_at: impl Fn(u64) -> Option<CodeMapping>,
+    ) -> Result<()> {
+        // others must not find a full ring meanwhile
+        self.events.drain()?;
+        let mut refused = None;
+        let depth = self.config.max_depth as usize;
+        self.finished.finish(walk, depth, |address| {
+            let Some(mapping) = code_at(address) else {
+                return Found::Nothing;
+            };
+            self.tables
+                .rule_at(&mapping, address)
+                .unwrap_or_else(|error| {
+                    refused = Some(error);
+                    Found::Nothing
+                })
+        });
+        refused.map_or(Ok(()), Err)
     }
 
     /// Removes all probes; what was recorded stays readable.
@@ -398,10 +479,15 @@ impl<'obj> Tracer<'obj> {
     /// Fails when a map can't be read.
     pub fn snapshot(&mut self, now_ns: u64, filter: &Filter) -> Result<Snapshot> {
         self.events.drain()?;
-        let mut usage = usage::Tally::new(now_ns, filter, Weight::of(self.config.sampling));
+        let mut usage = usage::Tally::new(
+            now_ns,
+            filter,
+            Weight::of(self.config.sampling),
+            &self.finished,
+        );
         // totals can't tell which of their blocks an exec has done away with
         if self.config.combined && self.executed.is_empty() {
-            self.read_combined(&mut usage)?;
+            read_combined(&mut self.skel.maps, &mut usage)?;
         } else {
             self.read_blocks(&mut usage)?;
         }
@@ -423,17 +509,44 @@ impl<'obj> Tracer<'obj> {
         if id == StackId::NOT_STORED {
             return Ok(None);
         }
+        Ok(self.read_stack(id)?.map(|stack| {
+            let depth = (stack.depth as usize).min(stack.addresses.len());
+            stack.addresses[..depth].to_vec()
+        }))
+    }
+
+    fn read_stack(&self, id: StackId) -> Result<Option<types::stack>> {
+        if let Some(stack) = self.finished.stack(id) {
+            return Ok(Some(*stack));
+        }
         let value = self
             .skel
             .maps
             .stack_traces
             .lookup(&id.0.to_ne_bytes(), MapFlags::ANY)
             .context("failed to read a stack")?;
-        let stack = value.and_then(|bytes| plain::from_bytes::<types::stack>(&bytes).ok().copied());
-        Ok(stack.map(|stack| {
-            let depth = (stack.depth as usize).min(stack.addresses.len());
-            stack.addresses[..depth].to_vec()
-        }))
+        Ok(value.and_then(|bytes| plain::from_bytes::<types::stack>(&bytes).ok().copied()))
+    }
+
+    /// The allocator that a stack calls; none for the C library's, and where the stack is not known.
+    ///
+    /// # Errors
+    /// Fails when the map can't be read.
+    pub fn allocator(&mut self, id: StackId) -> Result<Option<Arc<str>>> {
+        // with one allocator there is nothing to look up
+        if self.allocators.is_empty() || id == StackId::NOT_STORED {
+            return Ok(None);
+        }
+        let number = match self.allocator_of.get(&id) {
+            Some(number) => *number,
+            None => {
+                let number = self.read_stack(id)?.map_or(0, |stack| stack.allocator);
+                self.allocator_of.insert(id, number);
+                number
+            }
+        };
+        let index = (number as usize).checked_sub(1);
+        Ok(index.and_then(|index| self.allocators.get(index).cloned()))
     }
 
     /// Takes the calls that were made since the last time, oldest first.
@@ -523,8 +636,21 @@ impl<'obj> Tracer<'obj> {
                 .kernel
                 .as_ref()
                 .map_or(0, |events| kernel_events::missed(&self.skel.progs, events)),
-            cut: cut_stacks(&data.stacks_cut),
+            cut: cut_stacks(&data.stacks_cut).plus(self.finished.cut()),
         }
+    }
+
+    /// The number of an allocator, which is added if it is new; 0 for the C library's.
+    fn number_allocator(&mut self, allocator: &Arc<str>) -> u32 {
+        if &**allocator == LIBC {
+            return 0;
+        }
+        let known = self.allocators.iter().position(|known| known == allocator);
+        let index = known.unwrap_or_else(|| {
+            self.allocators.push(Arc::clone(allocator));
+            self.allocators.len() - 1
+        });
+        u32::try_from(index + 1).unwrap_or(0)
     }
 
     /// Puts a function into the table that the programs read; gives its row.
@@ -536,6 +662,7 @@ impl<'obj> Tracer<'obj> {
             self.functions[row].share(probe);
             return Ok(u32::try_from(row).unwrap_or(u32::MAX));
         }
+        let allocator = self.number_allocator(&probe.allocator);
         let data = self
             .skel
             .maps
@@ -556,15 +683,15 @@ impl<'obj> Tracer<'obj> {
             block: signature.block.unwrap_or(0),
             out: signature.out.unwrap_or(0),
             constant_size: signature.constant_size,
+            allocator,
             length: u32::try_from(probe.length).unwrap_or(u32::MAX),
-            ..types::function::default()
         };
         self.functions.push(probe.clone());
         Ok(u32::try_from(row).unwrap_or(u32::MAX))
     }
 
     /// Reads block by block, and removes those of programs that have been replaced by exec.
-    fn read_blocks(&mut self, usage: &mut usage::Tally<'_>) -> Result<()> {
+    fn read_blocks(&self, usage: &mut usage::Tally<'_>) -> Result<()> {
         let allocs = &self.skel.maps.allocs;
         let mut gone = Vec::new();
         batch::for_each(
@@ -584,22 +711,20 @@ impl<'obj> Tracer<'obj> {
         }
         Ok(())
     }
+}
 
-    /// Reads the totals as of one moment: changes go to the slot that the epoch names, so once the epoch
-    /// has moved on, the slot that it left has come to rest.
-    fn read_combined(&mut self, usage: &mut usage::Tally<'_>) -> Result<()> {
-        let map = &self.skel.maps.combined_allocs;
-        let data = self
-            .skel
-            .maps
-            .bss_data
-            .as_deref_mut()
-            .context("the programs' data is missing")?;
-        let left = (data.epoch & 1) as usize;
-        usage::add_slot(map, 1 - left, usage)?;
-        data.epoch = data.epoch.wrapping_add(1);
-        usage::add_settled_slot(map, left, usage)
-    }
+/// Reads the totals as of one moment: changes go to the slot that the epoch names, so once the epoch
+/// has moved on, the slot that it left has come to rest.
+fn read_combined(maps: &mut skel::MemleakMaps<'_>, usage: &mut usage::Tally<'_>) -> Result<()> {
+    let map = &maps.combined_allocs;
+    let data = maps
+        .bss_data
+        .as_deref_mut()
+        .context("the programs' data is missing")?;
+    let left = (data.epoch & 1) as usize;
+    usage::add_slot(map, 1 - left, usage)?;
+    data.epoch = data.epoch.wrapping_add(1);
+    usage::add_settled_slot(map, left, usage)
 }
 
 /// Loads the programs with the unwinder that was asked for, or that the kernel takes.
@@ -667,6 +792,9 @@ fn configure(
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = tables;
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
+    // totals can't be given to another stack later
+    rodata.defer_walks = tables && rodata.can_find_mappings && !config.combined;
+    let defer_walks = rodata.defer_walks;
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;
     rodata.trace_kernel = config.kernel.is_some();
@@ -696,6 +824,9 @@ fn configure(
         1
     };
     maps.combined_allocs.set_max_entries(totals)?;
+    if defer_walks {
+        maps.deferred_walks.set_max_entries(DEFERRED_RING_BYTES)?;
+    }
     if config.calls {
         maps.call_events.set_max_entries(CALL_RING_BYTES)?;
     }

@@ -8,6 +8,7 @@ use anyhow::Result;
 use libbpf_rs::MapCore;
 
 use super::batch;
+use super::deferred::FinishedStacks;
 use super::ranges::Ranges;
 use super::sampling::Weight;
 use super::skel::types;
@@ -39,6 +40,7 @@ pub struct Tally<'a> {
     now_ns: u64,
     filter: &'a Filter,
     weight: Weight,
+    finished: &'a FinishedStacks,
     usage: HashMap<Key, Sum>,
 }
 
@@ -55,12 +57,19 @@ struct Sum {
 }
 
 impl<'a> Tally<'a> {
-    /// Begins. Each recorded block stands for as many as `weight` says.
-    pub fn new(now_ns: u64, filter: &'a Filter, weight: Weight) -> Self {
+    /// Begins. Each recorded block stands for as many as `weight` says, and some stacks' identities for those of
+    /// `finished` ones.
+    pub fn new(
+        now_ns: u64,
+        filter: &'a Filter,
+        weight: Weight,
+        finished: &'a FinishedStacks,
+    ) -> Self {
         Self {
             now_ns,
             filter,
             weight,
+            finished,
             usage: HashMap::new(),
         }
     }
@@ -70,7 +79,7 @@ impl<'a> Tally<'a> {
         let group = (
             key.tgid,
             class(block.function & 0xff, key.memory),
-            StackId(block.stack),
+            self.finished.identity(StackId(block.stack)),
         );
         let Some(age_ns) = self.age(block.time_ns, key.tgid, block.tid) else {
             return;
@@ -102,7 +111,11 @@ impl<'a> Tally<'a> {
             };
             // a mapping with a hole is still one
             let count = i64::from(counted.insert(piece.mapping));
-            let group = (tgid, Class::Mmap, StackId(piece.stack));
+            let group = (
+                tgid,
+                Class::Mmap,
+                self.finished.identity(StackId(piece.stack)),
+            );
             self.add(group, allocation, count);
         }
     }

@@ -35,7 +35,6 @@ impl Segment {
         self.vaddr.saturating_add(self.size)
     }
 
-    #[cfg(test)]
     /// Whether the segment holds an address.
     pub fn contains(&self, address: u64) -> bool {
         (self.vaddr..self.end()).contains(&address)

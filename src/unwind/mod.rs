@@ -4,12 +4,14 @@
 mod cfi;
 mod elf;
 mod rule;
+mod walk;
 
 use cfi::{Entry, Section};
 use elf::Image;
 pub use elf::Segment;
 use object::ReadRef;
 pub use rule::{Dictionary, Rule};
+pub use walk::{End, Frame, step};
 
 /// Code that one page of a table covers, in bytes.
 pub const PAGE_SIZE: u64 = 1 << 16;
@@ -88,7 +90,6 @@ impl Table {
             .collect()
     }
 
-    #[cfg(test)]
     /// The rule for an address of the file, found as the BPF program finds it; `None` outside executable segments.
     pub fn lookup(&self, address: u64) -> Option<Rule> {
         let pages = self

@@ -133,7 +133,6 @@ impl Rule {
         }
     }
 
-    #[cfg(test)]
     /// The rule that [`Rule::encode`] made `code` from; what it never makes decodes as unsupported.
     pub fn decode(code: u32) -> Rule {
         match code & 7 {
@@ -221,7 +220,6 @@ fn encode_rbp_short(rbp: SavedRbp) -> u32 {
     }
 }
 
-#[cfg(test)]
 fn decode_rbp(code: u32) -> SavedRbp {
     match code >> 20 {
         0 => SavedRbp::Same,
@@ -230,7 +228,6 @@ fn decode_rbp(code: u32) -> SavedRbp {
     }
 }
 
-#[cfg(test)]
 fn decode_deref(base: Base, code: u32) -> Rule {
     let words = code >> 20 & 0xff;
     let rbp = match (code >> 31, words) {
@@ -247,7 +244,6 @@ fn decode_deref(base: Base, code: u32) -> Rule {
     }
 }
 
-#[cfg(test)]
 fn signed_offset(code: u32) -> i32 {
     // Bit 19 is the sign: move it to the top and back.
     ((code & 0xf_fff8) as i32) << 12 >> 12

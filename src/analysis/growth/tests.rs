@@ -119,6 +119,7 @@ fn snapshot(at: u64, complete: bool, figures: &[(u32, u64)]) -> SnapshotRecord {
 
 fn recording(stacks: usize, snapshots: Vec<SnapshotRecord>) -> Recording {
     let stack = |tgid| StackRecord {
+        allocator: None,
         tgid,
         class: Class::Heap,
         frames: None,
@@ -127,7 +128,6 @@ fn recording(stacks: usize, snapshots: Vec<SnapshotRecord>) -> Recording {
         header: Header::default(),
         stacks: (0..stacks as u32).map(stack).collect(),
         snapshots,
-        ..Recording::default()
     }
 }
 

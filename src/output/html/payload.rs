@@ -54,9 +54,6 @@ struct Payload {
     calls: Vec<CallEntry>,
     stacks: Vec<StackData>,
     other: Other,
-    /// Names of processes by id, where there can be several.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    processes: BTreeMap<u32, String>,
 }
 
 #[derive(Serialize)]
@@ -83,6 +80,8 @@ struct StackData {
     age: Option<u64>,
     pid: u32,
     class: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocator: Option<String>,
     growth: Option<GrowthData>,
     /// Bytes over time as parts of a hundred of the most.
     spark: Vec<Option<u64>>,
@@ -163,7 +162,6 @@ fn build(page: &Page<'_>, selection: &Selection<'_>, peaks: &[u64]) -> Payload {
         calls: tables.calls,
         stacks,
         other: other(selection),
-        processes: recording.processes.clone(),
     }
 }
 
@@ -309,6 +307,7 @@ fn stack_data(chosen: &Chosen<'_>, tables: &mut Tables) -> StackData {
             .map(|age| age / 1_000_000),
         pid: chosen.record.tgid,
         class: chosen.record.class.name(),
+        allocator: chosen.record.allocator.as_deref().map(str::to_owned),
         growth: None,
         spark: Vec::new(),
         turnover: turnover.flatten().map(|turnover| {

@@ -4,7 +4,8 @@
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::{Mutex, mpsc};
+use std::sync::Mutex;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
 
@@ -12,14 +13,41 @@ use object::ReadCache;
 
 use crate::unwind::{self, Table};
 
-/// How long the user waits in silence.
-const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// How often something else is done meanwhile.
+const TICK: Duration = Duration::from_millis(2);
+/// How long the user waits in silence, in ticks.
+const PROGRESS_INTERVAL: usize = 250;
+
+/// What is done while something takes long.
+pub struct Meanwhile<'a> {
+    /// Every few milliseconds.
+    pub tick: &'a mut dyn FnMut(),
+    /// Every half second: told how many of how many tables are built.
+    pub progress: &'a mut dyn FnMut(usize, usize),
+}
+
+impl Meanwhile<'_> {
+    /// What comes next; none when nothing more will. `done` of `all` tables are built so far; nobody is told of none.
+    pub fn wait<T>(&mut self, coming: &Receiver<T>, done: usize, all: usize) -> Option<T> {
+        for ticks in 1.. {
+            match coming.recv_timeout(TICK) {
+                Ok(come) => return Some(come),
+                Err(RecvTimeoutError::Disconnected) => return None,
+                Err(RecvTimeoutError::Timeout) => (self.tick)(),
+            }
+            if all > 0 && ticks % PROGRESS_INTERVAL == 0 {
+                (self.progress)(done, all);
+            }
+        }
+        None
+    }
+}
 
 /// Builds the tables of all files, on as many threads as there are processors; results are in the order of `paths`, none
-/// for a file that can't be read or has no table. `progress` is told now and then how many of how many are done.
+/// for a file that can't be read or has no table.
 pub fn build_all<'a>(
     paths: impl Iterator<Item = &'a Path>,
-    mut progress: impl FnMut(usize, usize),
+    meanwhile: &mut Meanwhile<'_>,
 ) -> Vec<Option<Table>> {
     let paths: Vec<&Path> = paths.collect();
     let mut tables: Vec<Option<Table>> = paths.iter().map(|_| None).collect();
@@ -42,16 +70,10 @@ pub fn build_all<'a>(
         }
         drop(sender);
         let mut done = 0;
-        loop {
-            match built.recv_timeout(PROGRESS_INTERVAL) {
-                Ok((index, table)) => {
-                    done += 1;
-                    if let Some(slot) = tables.get_mut(index) {
-                        *slot = table;
-                    }
-                }
-                Err(mpsc::RecvTimeoutError::Timeout) => progress(done, paths.len()),
-                Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        while let Some((index, table)) = meanwhile.wait(&built, done, paths.len()) {
+            done += 1;
+            if let Some(slot) = tables.get_mut(index) {
+                *slot = table;
             }
         }
     });
@@ -71,7 +93,11 @@ mod tests {
     #[test]
     fn tables_come_in_the_order_that_was_asked_for() {
         let paths = ["/proc/self/exe", "/nonexistent", "/proc/self/exe"].map(Path::new);
-        let tables = build_all(paths.into_iter(), |_, _| {});
+        let mut meanwhile = Meanwhile {
+            tick: &mut || {},
+            progress: &mut |_, _| {},
+        };
+        let tables = build_all(paths.into_iter(), &mut meanwhile);
         let built: Vec<bool> = tables.iter().map(Option::is_some).collect();
         assert_eq!(built, [true, false, true]);
     }

@@ -12,13 +12,15 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
 
+use super::deferred::Found;
 use super::skel::types::{
     unwind_code, unwind_file, unwind_file_key, unwind_mapping, unwind_process, unwind_segment,
 };
-use crate::unwind::{self, PAGE_SIZE, Segment};
+use crate::unwind::{self, PAGE_SIZE, Rule, Segment, Table};
+pub use build::Meanwhile;
 use build::build_all;
 use process::{encode, merge};
-use store::{LoadedFile, Store, create_array};
+use store::{LoadedFile, LoadedSegment, Store, create_array};
 
 /// Device and inode of a file, as stat(2) gives them.
 pub type FileId = (u64, u64);
@@ -32,6 +34,11 @@ pub enum Code {
         id: FileId,
         /// Where it can be opened now.
         path: PathBuf,
+    },
+    /// A file that can't be opened.
+    Unreadable {
+        /// Device and inode.
+        id: FileId,
     },
     /// An ELF image that is only in memory: the vDSO.
     Image(Vec<u8>),
@@ -87,13 +94,19 @@ struct Described {
     value: Vec<u8>,
 }
 
+/// A file that was read: what the maps hold of it, and its table, for walks outside of the kernel.
+struct KnownFile {
+    loaded: LoadedFile,
+    table: Option<Table>,
+}
+
 /// The unwind tables of all traced processes. Files stay once they are loaded: the next process maps them again.
 pub struct UnwindTables {
     store: Store,
     processes: MapHandle,
     files_map: MapHandle,
     described: HashMap<u32, Described>,
-    files: HashMap<FileId, LoadedFile>,
+    files: HashMap<FileId, KnownFile>,
     images: HashMap<Vec<u8>, LoadedFile>,
     generation: u32,
 }
@@ -117,8 +130,7 @@ impl UnwindTables {
         self.store.usage()
     }
 
-    /// Loads the tables of files before any process maps them. While that takes longer
-    /// than half a second, `progress` is told how many of how many are built.
+    /// Loads the tables of files before any process maps them.
     ///
     /// # Errors
     /// When the kernel refuses memory for a map. A file that can't be read is no error: it counts in
@@ -126,7 +138,7 @@ impl UnwindTables {
     pub fn load_files(
         &mut self,
         files: impl Iterator<Item = (FileId, PathBuf)>,
-        progress: impl FnMut(usize, usize),
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<()> {
         let mut new: Vec<(FileId, PathBuf)> = Vec::new();
         for (id, path) in files {
@@ -137,10 +149,10 @@ impl UnwindTables {
         if new.is_empty() {
             return Ok(());
         }
-        let tables = build_all(new.iter().map(|(_, path)| path.as_path()), progress);
+        let tables = build_all(new.iter().map(|(_, path)| path.as_path()), meanwhile);
         for ((id, _), table) in new.iter().zip(tables) {
-            let loaded = self.store.load(table)?;
-            self.files.insert(*id, loaded);
+            let loaded = self.store.load(table.as_ref(), meanwhile)?;
+            self.files.insert(*id, KnownFile { loaded, table });
         }
         self.store.publish_rules()?;
         for (id, _) in &new {
@@ -158,25 +170,31 @@ impl UnwindTables {
         &mut self,
         tgid: u32,
         mappings: &[CodeMapping],
-        progress: impl FnMut(usize, usize),
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<()> {
         for mapping in mappings {
             if let Code::Image(bytes) = &mapping.code
                 && !self.images.contains_key(bytes)
             {
-                let loaded = self.store.load(unwind::build(&bytes[..]).ok())?;
+                let loaded = self
+                    .store
+                    .load(unwind::build(&bytes[..]).ok().as_ref(), meanwhile)?;
                 self.images.insert(bytes.clone(), loaded);
             }
         }
         let files = mappings.iter().filter_map(|mapping| match &mapping.code {
             Code::File { id, path } => Some((*id, path.clone())),
-            Code::Image(_) | Code::Anonymous => None,
+            Code::Unreadable { .. } | Code::Image(_) | Code::Anonymous => None,
         });
-        self.load_files(files, progress)?;
-        let mut described: Vec<unwind_mapping> = mappings
-            .iter()
-            .map(|mapping| self.describe(mapping))
-            .collect();
+        self.load_files(files, meanwhile)?;
+        let mut described = Vec::new();
+        for mapping in mappings {
+            match mapping.code {
+                // not code without tables, but code whose tables are not known: stacks end there, and are counted
+                Code::Unreadable { id } => self.publish_unreadable(id)?,
+                _ => described.push(self.describe(mapping)),
+            }
+        }
         described.sort_by_key(|mapping| mapping.begin);
         self.publish(tgid, &merge(described))?;
         self.store.prepare_block()
@@ -198,11 +216,38 @@ impl UnwindTables {
         }
     }
 
+    /// The rule for an address in a mapping. The table of a file that is new is loaded first.
+    ///
+    /// # Errors
+    /// When the kernel refuses memory for a map.
+    pub fn rule_at(&mut self, mapping: &CodeMapping, address: u64) -> Result<Found> {
+        let Code::File { id, path } = &mapping.code else {
+            return Ok(match mapping.code {
+                Code::Unreadable { .. } => Found::Nothing,
+                _ => Found::Rule(Rule::NoFde),
+            });
+        };
+        self.load_files(
+            std::iter::once((*id, path.clone())),
+            &mut Meanwhile {
+                tick: &mut || {},
+                progress: &mut |_, _| {},
+            },
+        )?;
+        let known = self.files.get(id);
+        let rule = known.and_then(|known| {
+            let loaded = segment_of(mapping, &known.loaded)?;
+            let in_file = address.wrapping_sub(bias(mapping, loaded.segment));
+            known.table.as_ref()?.lookup(in_file)
+        });
+        Ok(Found::Rule(rule.unwrap_or(Rule::NoFde)))
+    }
+
     fn describe(&self, mapping: &CodeMapping) -> unwind_mapping {
         let loaded = match &mapping.code {
-            Code::File { id, .. } => self.files.get(id),
+            Code::File { id, .. } => self.files.get(id).map(|known| &known.loaded),
             Code::Image(bytes) => self.images.get(bytes),
-            Code::Anonymous => None,
+            Code::Unreadable { .. } | Code::Anonymous => None,
         };
         let mut described = unwind_mapping {
             begin: mapping.begin,
@@ -210,20 +255,11 @@ impl UnwindTables {
             ..Default::default()
         };
         let segments = loaded.map(Vec::as_slice).unwrap_or_default();
-        let best = segments
-            .iter()
-            .max_by_key(|loaded| shown(mapping, loaded.segment));
-        if let Some(loaded) = best.filter(|loaded| shown(mapping, loaded.segment) > 0) {
-            let Segment {
-                vaddr, file_offset, ..
-            } = loaded.segment;
-            // All of this wraps: a bias is a distance, as is what is added to a page's number.
-            described.bias = mapping
-                .begin
-                .wrapping_sub(mapping.file_offset)
-                .wrapping_add(file_offset)
-                .wrapping_sub(vaddr);
-            described.page_bias = loaded.first_page.wrapping_sub((vaddr / PAGE_SIZE) as u32);
+        if let Some(loaded) = segment_of(mapping, segments) {
+            described.bias = bias(mapping, loaded.segment);
+            described.page_bias = loaded
+                .first_page
+                .wrapping_sub((loaded.segment.vaddr / PAGE_SIZE) as u32);
             described.code = unwind_code::UNWIND_TABLE.0;
         }
         described
@@ -232,13 +268,8 @@ impl UnwindTables {
     /// Lets the BPF programs find the file's table where a mapping is not described yet. A file with more segments than fit
     /// is left to [`UnwindTables::set_process`].
     fn publish_file(&self, id: FileId) -> Result<()> {
-        let (device, inode) = id;
-        let key = encode(|key: &mut unwind_file_key| {
-            key.inode = inode;
-            // the kernel's own numbering of devices
-            key.device = makedev_kernel(device);
-        })?;
-        let loaded = self.files.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let known = self.files.get(&id);
+        let loaded = known.map_or(&[][..], |known| &known.loaded);
         let value = encode(|file: &mut unwind_file| {
             file.count = loaded.len() as u32;
             for (slot, loaded) in file.segments.iter_mut().zip(loaded) {
@@ -251,7 +282,22 @@ impl UnwindTables {
         if loaded.len() > size_of::<unwind_file>() / size_of::<unwind_segment>() {
             return Ok(());
         }
-        match self.files_map.update(&key, &value, MapFlags::ANY) {
+        self.publish_as(id, &value)
+    }
+
+    /// Lets the BPF programs not wait for the file's table.
+    fn publish_unreadable(&self, id: FileId) -> Result<()> {
+        let value = encode(|file: &mut unwind_file| file.unreadable = 1)?;
+        self.publish_as(id, &value)
+    }
+
+    fn publish_as(&self, (device, inode): FileId, value: &[u8]) -> Result<()> {
+        let key = encode(|key: &mut unwind_file_key| {
+            key.inode = inode;
+            // the kernel's own numbering of devices
+            key.device = makedev_kernel(device);
+        })?;
+        match self.files_map.update(&key, value, MapFlags::ANY) {
             // No room: mappings of the file wait for the tracer.
             Err(error) if error.kind() == ErrorKind::Other => Ok(()),
             result => result.context("failed to store where a file's unwind table is"),
@@ -289,6 +335,27 @@ impl UnwindTables {
             value: vec![0; size_of::<unwind_process>()],
         })
     }
+}
+
+/// The segment that a mapping is for.
+fn segment_of<'a>(
+    mapping: &CodeMapping,
+    segments: &'a [LoadedSegment],
+) -> Option<&'a LoadedSegment> {
+    let bytes = |loaded: &&LoadedSegment| shown(mapping, loaded.segment);
+    segments
+        .iter()
+        .max_by_key(bytes)
+        .filter(|loaded| bytes(loaded) > 0)
+}
+
+/// What to take from an address in a mapping for the file's own address. Like any distance, it wraps.
+fn bias(mapping: &CodeMapping, segment: Segment) -> u64 {
+    mapping
+        .begin
+        .wrapping_sub(mapping.file_offset)
+        .wrapping_add(segment.file_offset)
+        .wrapping_sub(segment.vaddr)
 }
 
 /// Bytes of a segment that a mapping shows. The kernel maps whole pages, so a mapping can also show the end or the

@@ -2,6 +2,8 @@
 //! Knows nothing of processes; the layout is told in src/bpf/unwind.h.
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::sync::mpsc::{self, Receiver};
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore as _, MapFlags, MapHandle, MapType};
@@ -9,6 +11,7 @@ use libbpf_sys::bpf_map_create_opts;
 
 use super::super::skel::types::unwind_block;
 use super::Usage;
+use super::build::Meanwhile;
 use crate::unwind::{CodePages, Dictionary, Segment, Table};
 
 /// Rows in one block: what a 16-bit index reaches.
@@ -36,6 +39,22 @@ struct Block {
     rows: Vec<u32>,
 }
 
+impl Block {
+    /// Adds an empty block to the map of blocks.
+    fn add(blocks: &MapHandle, key: u32) -> Result<Self> {
+        let map = create_array("unwind_block", size_of::<unwind_block>())?;
+        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
+        blocks
+            .update(&key.to_ne_bytes(), &fd, MapFlags::ANY)
+            .context("failed to add a block of unwind rows")?;
+        Ok(Block {
+            key,
+            map,
+            rows: Vec::with_capacity(BLOCK_ROWS),
+        })
+    }
+}
+
 /// The maps, and how far they are filled.
 pub struct Store {
     blocks: MapHandle,
@@ -44,7 +63,7 @@ pub struct Store {
     rules: Dictionary,
     published_rules: usize,
     block: Option<Block>,
-    spare: Option<Block>,
+    spare: Option<Receiver<Result<Block>>>,
     next_block: u32,
     next_page: u32,
     usage: Usage,
@@ -78,7 +97,11 @@ impl Store {
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn load(&mut self, table: Option<Table>) -> Result<LoadedFile> {
+    pub fn load(
+        &mut self,
+        table: Option<&Table>,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<LoadedFile> {
         let Some(table) = table.filter(|table| self.has_room(table)) else {
             self.usage.failed += 1;
             return Ok(Vec::new());
@@ -86,7 +109,7 @@ impl Store {
         let numbers = table.renumbering(&mut self.rules);
         let mut loaded = Vec::new();
         for code in &table.code {
-            loaded.push(self.load_segment(&table, code, &numbers)?);
+            loaded.push(self.load_segment(table, code, &numbers, meanwhile)?);
         }
         self.publish_block()?;
         self.usage.files += 1;
@@ -108,16 +131,26 @@ impl Store {
         Ok(())
     }
 
-    /// Has an empty block at hand: adding one waits for all running programs, which is better done while nothing does.
+    /// Has an empty block at hand, soon: adding one waits for all running programs, which takes milliseconds.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn prepare_block(&mut self) -> Result<()> {
         let room = self.next_block < self.blocks.max_entries();
         if self.spare.is_none() && room {
-            self.spare = Some(self.new_block()?);
+            self.spare = Some(self.add_block()?);
         }
         Ok(())
+    }
+
+    /// Begins to add a block.
+    fn add_block(&mut self) -> Result<Receiver<Result<Block>>> {
+        let (blocks, key) = (MapHandle::try_from(&self.blocks)?, self.next_block);
+        self.next_block += 1;
+        let (sender, coming) = mpsc::channel();
+        // nobody waits for a block when memleak ends
+        thread::spawn(move || _ = sender.send(Block::add(&blocks, key)));
+        Ok(coming)
     }
 
     fn has_room(&self, table: &Table) -> bool {
@@ -133,6 +166,7 @@ impl Store {
         table: &Table,
         code: &CodePages,
         numbers: &[u16],
+        meanwhile: &mut Meanwhile<'_>,
     ) -> Result<LoadedSegment> {
         let first_page = self.next_page;
         let count = code.page_count() as u32;
@@ -142,7 +176,7 @@ impl Store {
                 .rows
                 .get(page[0] as usize..page[1] as usize)
                 .unwrap_or_default();
-            values.extend(self.store_page(rows, numbers)?.to_ne_bytes());
+            values.extend(self.store_page(rows, numbers, meanwhile)?.to_ne_bytes());
         }
         let keys: Vec<u8> = (first_page..)
             .take(code.page_count())
@@ -162,7 +196,12 @@ impl Store {
 
     /// Adds a page's rows to the block under way, or to a new one, and tells where they are. A page never crosses from
     /// one block to the next, so that a search stays in one value.
-    fn store_page(&mut self, rows: &[u32], numbers: &[u16]) -> Result<u64> {
+    fn store_page(
+        &mut self,
+        rows: &[u32],
+        numbers: &[u16],
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<u64> {
         let Some(last) = rows.len().checked_sub(1) else {
             return Ok(0);
         };
@@ -172,10 +211,13 @@ impl Store {
             .is_none_or(|block| block.rows.len() + rows.len() > BLOCK_ROWS)
         {
             self.publish_block()?;
-            self.block = match self.spare.take() {
-                None => Some(self.new_block()?),
-                spare => spare,
+            let coming = match self.spare.take() {
+                Some(coming) => coming,
+                None => self.add_block()?,
             };
+            let block = meanwhile.wait(&coming, 0, 0);
+            self.block = Some(block.context("failed to add a block of unwind rows")??);
+            self.usage.row_bytes += size_of::<unwind_block>();
         }
         let Some(block) = &mut self.block else {
             return Ok(0);
@@ -186,22 +228,6 @@ impl Store {
             row & 0xffff_0000 | u32::from(number.unwrap_or(Dictionary::UNSUPPORTED))
         }));
         Ok(u64::from(block.key) << PAGE_BLOCK_SHIFT | first << PAGE_FIRST_SHIFT | last as u64)
-    }
-
-    fn new_block(&mut self) -> Result<Block> {
-        let map = create_array("unwind_block", size_of::<unwind_block>())?;
-        let key = self.next_block;
-        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
-        self.blocks
-            .update(&key.to_ne_bytes(), &fd, MapFlags::ANY)
-            .context("failed to add a block of unwind rows")?;
-        self.next_block += 1;
-        self.usage.row_bytes += size_of::<unwind_block>();
-        Ok(Block {
-            key,
-            map,
-            rows: Vec::with_capacity(BLOCK_ROWS),
-        })
     }
 
     fn publish_block(&mut self) -> Result<()> {

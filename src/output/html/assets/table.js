@@ -172,7 +172,7 @@ function makeRow(table, stack) {
 }
 
 function rowPath(stack) {
-  const process = manyProcesses ? `${processTitle(stack)} · ` : "";
+  const process = manyProcesses ? `pid ${stack.pid} · ` : "";
   return `${process}${stack.path ? `${stack.calls === null ? "" : "← "}${stack.path}` : ""}`;
 }
 
@@ -259,6 +259,7 @@ function factList(stack) {
     ["Outstanding", `${formatCount(stack.bytes)} bytes in ${plural(stack.count, "allocation", "allocations")}`],
     ["Most at once", formatBytes(stack.peak)],
   ];
+  if (stack.allocator) facts.push(["Allocator", stack.allocator]);
   const growth = stack.growth;
   if (growth !== null) {
     facts.push(["Verdict", `${VERDICTS[growth.verdict]}${growth.continuous ? ", rose in every snapshot" : ""}`]);
@@ -270,7 +271,7 @@ function factList(stack) {
     facts.push(["Allocated so far", `${formatBytes(allocated)} in ${formatCount(allocations)}`], ["Freed so far", `${formatBytes(freed)} in ${formatCount(frees)}`]);
   }
   facts.push(["Kind", stack.class === "mmap" ? "anonymous mapping" : "heap"]);
-  if (stack.pid) facts.push(["Process", processTitle(stack).slice("pid ".length)]);
+  if (stack.pid) facts.push(["Process", String(stack.pid)]);
   return node("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [node("dt", {}, name), node("dd", {}, value)]));
 }
 

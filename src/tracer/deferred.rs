@@ -1,0 +1,232 @@
+//! Walks that the programs could not finish, since a file's table was still to be read: they are finished here, and
+//! what stood for their stacks is resolved. How a step is made is told in `unwind`; what is mapped where is asked for.
+
+use std::collections::HashMap;
+
+use super::skel::types;
+use crate::snapshot::{CutStacks, StackId};
+use crate::unwind::{End, Frame, Rule, step};
+
+/// Bytes of a page of stack memory, as the programs send it.
+const PAGE_BYTES: usize = 4096;
+
+/// A walk up a stack, and the stack's memory, as of the moment when it came to a file without a table.
+#[derive(Clone, Debug)]
+pub struct DeferredWalk {
+    /// The process.
+    pub tgid: u32,
+    /// When, in ns of CLOCK_MONOTONIC.
+    pub time_ns: u64,
+    id: StackId,
+    frame: Frame,
+    hash: u64,
+    walked: types::stack,
+    memory_begin: u64,
+    /// Bit by bit, the pages of `memory` that could be read.
+    readable: u32,
+    memory: Vec<u64>,
+}
+
+/// What an address of code is worth to a walk.
+pub enum Found {
+    /// The rule for it.
+    Rule(Rule),
+    /// It is in no known code.
+    Nothing,
+}
+
+impl DeferredWalk {
+    /// Takes over what the programs have sent; none if it is not that.
+    pub fn parse(data: &[u8]) -> Option<Self> {
+        let (header, memory) = data.split_at_checked(size_of::<types::deferred_walk>())?;
+        let event: &types::deferred_walk = plain::from_bytes(header).ok()?;
+        Some(Self {
+            tgid: event.tgid,
+            time_ns: event.time_ns,
+            id: StackId(event.id),
+            frame: Frame {
+                pc: event.pc,
+                sp: event.sp,
+                bp: event.bp,
+                is_return_address: event.is_return_address != 0,
+            },
+            hash: event.hash,
+            walked: event.walked,
+            memory_begin: event.sp & !(PAGE_BYTES as u64 - 1),
+            readable: event.readable,
+            memory: memory
+                .as_chunks()
+                .0
+                .iter()
+                .map(|word| u64::from_ne_bytes(*word))
+                .collect(),
+        })
+    }
+
+    fn word(&self, address: u64) -> Option<u64> {
+        let offset = usize::try_from(address.checked_sub(self.memory_begin)?).ok()?;
+        let page = u32::try_from(offset / PAGE_BYTES).ok()?;
+        let readable = self.readable.checked_shr(page)? & 1 != 0;
+        (readable && offset.is_multiple_of(8)).then(|| self.memory.get(offset / 8).copied())?
+    }
+
+    /// Walks on to the stack's end, or to `max_depth` frames.
+    fn walk(&mut self, max_depth: usize, mut rule_at: impl FnMut(u64) -> Found) -> WalkEnd {
+        loop {
+            let Found::Rule(rule) = rule_at(self.frame.code_address()) else {
+                return WalkEnd::UnknownCode;
+            };
+            let depth = self.walked.depth as usize;
+            let Some(address) = self.walked.addresses[..].get_mut(depth) else {
+                return WalkEnd::Depth;
+            };
+            if depth >= max_depth {
+                return WalkEnd::Depth;
+            }
+            *address = self.frame.pc;
+            self.walked.depth += 1;
+            self.hash = hash_address(self.hash, self.frame.pc);
+            match step(&self.frame, rule, |address| self.word(address)) {
+                Ok(frame) => self.frame = frame,
+                Err(end) => return WalkEnd::At(end),
+            }
+        }
+    }
+}
+
+enum WalkEnd {
+    At(End),
+    Depth,
+    UnknownCode,
+}
+
+/// Stacks that were finished here.
+#[derive(Default)]
+pub struct FinishedStacks {
+    identities: HashMap<StackId, StackId>,
+    stacks: HashMap<StackId, types::stack>,
+    cut: CutStacks,
+}
+
+impl FinishedStacks {
+    /// Finishes a walk; `rule_at` gives the rule for an address of code.
+    pub fn finish(
+        &mut self,
+        mut walk: DeferredWalk,
+        max_depth: usize,
+        rule_at: impl FnMut(u64) -> Found,
+    ) {
+        match walk.walk(max_depth, rule_at) {
+            WalkEnd::At(End::Complete) => {}
+            WalkEnd::At(End::Unsupported) => self.cut.unsupported += 1,
+            WalkEnd::At(End::Unreadable) => self.cut.unreadable += 1,
+            WalkEnd::At(End::FramePointer) => self.cut.frame_pointer += 1,
+            WalkEnd::Depth => self.cut.depth += 1,
+            WalkEnd::UnknownCode => self.cut.unknown_code += 1,
+        }
+        let hash = walk.hash.max(1);
+        let stack = StackId(hash.wrapping_add(walk.walked.allocator.into()));
+        self.identities.insert(walk.id, stack);
+        self.stacks.entry(stack).or_insert(walk.walked);
+    }
+
+    /// The identity of a stack, where something has stood for it.
+    pub fn identity(&self, id: StackId) -> StackId {
+        self.identities.get(&id).copied().unwrap_or(id)
+    }
+
+    /// A stack that was finished here.
+    pub fn stack(&self, id: StackId) -> Option<&types::stack> {
+        self.stacks.get(&id)
+    }
+
+    /// Stacks that ended too early even so.
+    pub fn cut(&self) -> &CutStacks {
+        &self.cut
+    }
+}
+
+/// One step of the hash that identifies a stack: `hash_address` of src/bpf/user_stack.bpf.h.
+fn hash_address(hash: u64, address: u64) -> u64 {
+    let mut hash = (hash ^ address).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash ^= hash >> 33;
+    hash = hash.wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ hash >> 29
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn walk(id: u64, memory: &[u64]) -> DeferredWalk {
+        let mut walked = types::stack {
+            depth: 1,
+            allocator: 3,
+            ..types::stack::default()
+        };
+        walked.addresses[0] = 0xff;
+        DeferredWalk {
+            tgid: 1,
+            time_ns: 5,
+            id: StackId(id),
+            frame: Frame {
+                pc: 0x100,
+                sp: 0x1000,
+                bp: 0,
+                is_return_address: true,
+            },
+            hash: 7,
+            walked,
+            memory_begin: 0x1000,
+            readable: 1,
+            memory: memory.to_vec(),
+        }
+    }
+
+    fn addresses(finished: &FinishedStacks, id: u64) -> Vec<u64> {
+        let stack = finished.stack(finished.identity(StackId(id))).unwrap();
+        stack.addresses[..stack.depth as usize].to_vec()
+    }
+
+    fn rule_at(address: u64) -> Found {
+        match address {
+            0x999 => Found::Rule(Rule::Stop),
+            0xeee => Found::Nothing,
+            // two words for each frame
+            _ => Found::Rule(Rule::Plt { threshold: 0 }),
+        }
+    }
+
+    #[test]
+    fn equal_stacks_are_one_whatever_stood_for_them() {
+        let mut finished = FinishedStacks::default();
+        for id in [10, 11] {
+            finished.finish(walk(id, &[0, 0x200, 0, 0x99a]), 127, rule_at);
+        }
+        let identity = finished.identity(StackId(10));
+        assert_eq!(identity, finished.identity(StackId(11)));
+        assert_eq!(addresses(&finished, 10), [0xff, 0x100, 0x200, 0x99a]);
+        assert_eq!(finished.stack(identity).unwrap().allocator, 3);
+        assert_eq!(finished.identity(StackId(12)), StackId(12));
+        assert_eq!(finished.cut(), &CutStacks::default());
+    }
+
+    #[test]
+    fn what_ends_too_early_is_kept_as_far_as_it_goes_and_counted() {
+        let mut finished = FinishedStacks::default();
+        finished.finish(walk(1, &[0, 0x200]), 127, rule_at);
+        finished.finish(walk(2, &[0, 0x200, 0, 0x300]), 2, rule_at);
+        finished.finish(walk(3, &[0, 0xeef]), 127, rule_at);
+        let untouched = DeferredWalk {
+            readable: 0,
+            ..walk(4, &[0, 0x200, 0, 0x99a])
+        };
+        finished.finish(untouched, 127, rule_at);
+        assert_eq!(addresses(&finished, 1), [0xff, 0x100, 0x200]);
+        assert_eq!(addresses(&finished, 2), [0xff, 0x100]);
+        assert_eq!(addresses(&finished, 3), [0xff, 0x100]);
+        assert_eq!(addresses(&finished, 4), [0xff, 0x100]);
+        let cut = finished.cut();
+        assert_eq!((cut.unreadable, cut.depth, cut.unknown_code), (2, 1, 1));
+    }
+}
