@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::offline::ReportArguments;
 use crate::publish::{LiveArguments, NamingArguments};
@@ -15,6 +15,8 @@ Examples:
   memleak -p 1234 10 3         three reports, 10 seconds apart
   memleak -c './prog arg'      run a command and trace it from its first instruction to its end
   memleak -- ./prog arg        the same, its arguments taken as they are
+  memleak -f -c 'make check'   with all the processes that it starts
+  memleak --comm 'nginx*'      every process of that name, grouped by process
   memleak -p 1234 -a           show each block's address, size, thread and age as well
   memleak -p 1234 -C 10        only totals per stack, which are cheaper to read
   memleak -p 1234 -s 100       record one allocation in a hundred, and estimate
@@ -25,6 +27,7 @@ Exit status: 0 done, 1 could not trace, 2 wrong usage; with a command, the comma
 
 /// Find memory that is never freed: print the call stacks that hold it.
 #[derive(Debug, Parser)]
+#[command(group(ArgGroup::new("target").multiple(false)))]
 #[command(version, after_help = AFTER_HELP, max_term_width = 100, disable_help_subcommand = true, args_conflicts_with_subcommands = true)]
 pub struct Arguments {
     /// What to do other than trace.
@@ -40,22 +43,49 @@ pub struct Arguments {
     pub count: Option<u64>,
 
     /// Program to run and trace, with its arguments
-    #[arg(last = true, value_name = "PROG ARGS", conflicts_with_all = ["pid", "command"])]
+    #[arg(last = true, value_name = "PROG ARGS", group = "target")]
     pub program: Vec<OsString>,
 
-    /// Trace this running process
+    /// Trace this running process, or several: -p 12,34, or -p repeated
     #[arg(
         short,
         long,
         value_name = "PID",
+        value_delimiter = ',',
         help_heading = "Target",
-        conflicts_with = "command"
+        group = "target"
     )]
-    pub pid: Option<u32>,
+    pub pid: Vec<u32>,
 
     /// Run this command, split into words as a shell would, and trace it
-    #[arg(short, long, value_name = "COMMAND", help_heading = "Target")]
+    #[arg(
+        short,
+        long,
+        value_name = "COMMAND",
+        help_heading = "Target",
+        group = "target"
+    )]
     pub command: Option<String>,
+
+    /// Trace the processes whose name matches, now and later; may be repeated
+    #[arg(long, value_name = "GLOB", help_heading = "Target", group = "target")]
+    pub comm: Vec<String>,
+
+    /// Trace the processes in this cgroup and below, now and later; may be repeated
+    #[arg(long, value_name = "PATH", help_heading = "Target", group = "target")]
+    pub cgroup: Vec<PathBuf>,
+
+    /// Trace the processes of this container, by its id or the beginning of it; may be repeated
+    #[arg(long, value_name = "ID", help_heading = "Target", group = "target")]
+    pub container: Vec<String>,
+
+    /// Trace all processes, now and later
+    #[arg(long, help_heading = "Target", group = "target")]
+    pub system: bool,
+
+    /// Trace the children of traced processes as well, whatever they execute
+    #[arg(short, long, help_heading = "Target")]
+    pub follow: bool,
 
     /// Probe the allocator functions of this object instead of those that the target maps
     #[arg(short = 'O', long, value_name = "OBJECT", help_heading = "Target")]
@@ -143,6 +173,10 @@ pub struct Arguments {
         help_heading = "Report"
     )]
     pub top: u64,
+
+    /// Show at most this many processes, where several are traced
+    #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Report")]
+    pub top_processes: u64,
 
     /// Leave out allocations younger than this many milliseconds, while the target lives
     #[arg(

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::analysis::Limits;
 use crate::analysis::findings::Findings;
 use crate::output::{growth, write_text};
 use crate::publish::{NamingArguments, OutputArguments, Publisher};
@@ -127,13 +128,19 @@ fn print_text(findings: &Findings, top: usize) -> Result<()> {
 fn write_report(findings: &Findings, top: usize, out: &mut impl Write) -> io::Result<()> {
     let mut report: Report = findings.report.clone();
     report.top = top;
-    report
-        .entries
-        .drain(..report.entries.len().saturating_sub(top));
+    let limits = Limits {
+        stacks: top,
+        processes: (!report.processes.is_empty()).then_some(usize::MAX),
+    };
+    limits.cut(&mut report.entries, |entry| (entry.tgid, entry.bytes));
     write_text(&report, out)?;
     growth::write(
         &findings.growing,
         findings.headroom.map(|headroom| headroom.limit),
+        |tgid| {
+            let name = report.process_name(tgid)?;
+            Some(format!("pid {tgid} ({name})"))
+        },
         out,
     )
 }

@@ -13,9 +13,13 @@ use crate::cli::{Arguments, SiteChoice, SortKey, UnwindChoice};
 use crate::probes::{Operation, OwnFunction, ProbeAt};
 use crate::publish::LiveArguments;
 use crate::snapshot::MAX_STACK_DEPTH;
+use crate::target::Names;
 
 /// One sample in a GiB: what the programs' arithmetic can hold.
 const MAX_SAMPLE_BYTES: u32 = 1 << 30;
+
+/// Bytes of a process's name.
+const MAX_NAME: usize = 15;
 
 /// Entries of a BPF hash map: the kernel wants a power of two of buckets, of 16 bytes each, in less than 4 GiB,
 /// and the tracer needs an entry more than there are stacks.
@@ -24,12 +28,32 @@ const MAX_MAP_ENTRIES: u32 = 1 << 26;
 /// Who is traced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetOption {
-    /// A running process.
-    Process(u32),
+    /// Running processes: at least one, none twice.
+    Processes(Vec<u32>),
     /// A command to start: program and arguments, never empty.
     Command(Vec<OsString>),
+    /// Whoever fits, now and later.
+    Chosen(Choice),
     /// The kernel's allocators.
     Kernel,
+}
+
+/// What makes a process a target.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Choice {
+    /// Its name.
+    Names {
+        /// As the user wrote them.
+        patterns: Vec<String>,
+        /// As they are looked for.
+        names: Box<Names>,
+    },
+    /// Its cgroup, or one above it.
+    Cgroups(Vec<PathBuf>),
+    /// Its container, by the beginning of the id.
+    Containers(Vec<String>),
+    /// Nothing but being one.
+    All,
 }
 
 /// How many of the allocations are recorded.
@@ -85,8 +109,10 @@ pub struct Recording {
 /// How reports look.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reporting {
-    /// Stacks to show at the most.
+    /// Stacks to show at the most, of each process.
     pub top: usize,
+    /// Processes to show at the most.
+    pub top_processes: usize,
     /// What ranks them.
     pub sort: SortKey,
     /// Younger allocations are left out while the target lives.
@@ -108,6 +134,8 @@ pub struct Reporting {
 pub struct Options {
     /// Who is traced.
     pub target: TargetOption,
+    /// Whether children of traced processes are traced as well.
+    pub follow: bool,
     /// Probe this object instead of the target's libc.
     pub object: Option<PathBuf>,
     /// Prefix of the allocator functions' names.
@@ -136,6 +164,18 @@ pub struct Options {
     pub live: LiveArguments,
     /// Say what is probed and how.
     pub verbose: bool,
+}
+
+impl Options {
+    /// Whether more than one process can come to be traced.
+    pub fn many_processes(&self) -> bool {
+        match &self.target {
+            TargetOption::Processes(pids) => self.follow || pids.len() > 1,
+            TargetOption::Command(_) => self.follow,
+            TargetOption::Chosen(_) => true,
+            TargetOption::Kernel => false,
+        }
+    }
 }
 
 /// Checks the arguments. The error is one line that says what to change.
@@ -180,6 +220,7 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         trace: arguments.trace,
         live: arguments.live.clone(),
         verbose: arguments.verbose,
+        follow: arguments.follow,
         target,
         recording,
         reporting,
@@ -199,11 +240,17 @@ fn own_functions(arguments: &Arguments) -> Result<Vec<OwnFunction>, String> {
 }
 
 fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
-    if let Some(pid) = arguments.pid {
-        return match pid {
-            0 => Err("--pid must be a process id above 0".into()),
-            pid => Ok(TargetOption::Process(pid)),
+    if !arguments.pid.is_empty() {
+        let mut pids = arguments.pid.clone();
+        pids.sort_unstable();
+        pids.dedup();
+        return match pids.contains(&0) {
+            true => Err("--pid must be a process id above 0".into()),
+            false => Ok(TargetOption::Processes(pids)),
         };
+    }
+    if let Some(choice) = validate_choice(arguments)? {
+        return Ok(TargetOption::Chosen(choice));
     }
     if let Some(command) = &arguments.command {
         let words = shell_words::split(command)
@@ -221,6 +268,39 @@ fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
     }
 }
 
+fn validate_choice(arguments: &Arguments) -> Result<Option<Choice>, String> {
+    if arguments.system {
+        return Ok(Some(Choice::All));
+    }
+    if !arguments.comm.is_empty() {
+        let patterns = arguments.comm.clone();
+        let long = patterns
+            .iter()
+            .find(|pattern| pattern.replace('*', "").len() > MAX_NAME);
+        if let Some(pattern) = long {
+            return Err(format!(
+                "--comm {pattern} matches no process: the kernel keeps {MAX_NAME} characters of a name"
+            ));
+        }
+        let names = Names::new(patterns.iter().map(String::as_str))
+            .ok_or("--comm has too many patterns: 64 characters all in all")?;
+        let names = Box::new(names);
+        return Ok(Some(Choice::Names { patterns, names }));
+    }
+    if !arguments.cgroup.is_empty() {
+        return Ok(Some(Choice::Cgroups(arguments.cgroup.clone())));
+    }
+    for id in &arguments.container {
+        if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Err(format!(
+                "--container must be a container's id, in hexadecimal, or its beginning: {id}"
+            ));
+        }
+    }
+    let ids = &arguments.container;
+    Ok((!ids.is_empty()).then(|| Choice::Containers(ids.clone())))
+}
+
 /// Refuses what would have no effect: options of the kernel with a process, and the other way round.
 fn refuse_other_target(arguments: &Arguments, kernel: bool) -> Result<(), String> {
     let of_the_kernel = [
@@ -236,6 +316,7 @@ fn refuse_other_target(arguments: &Arguments, kernel: bool) -> Result<(), String
         (!arguments.symbols_prefix.is_empty(), "--symbols-prefix"),
         (arguments.no_mmap, "--no-mmap"),
         (arguments.max_overhead.is_some(), "--max-overhead"),
+        (arguments.follow, "--follow"),
     ];
     let given = |options: &[(bool, &'static str)]| {
         options
@@ -305,11 +386,15 @@ fn validate_reporting(arguments: &Arguments) -> Result<Reporting, String> {
     if arguments.top == 0 {
         return Err("--top must be at least 1".into());
     }
+    if arguments.top_processes == 0 {
+        return Err("--top-processes must be at least 1".into());
+    }
     if arguments.combined_only && !arguments.tid.is_empty() {
         return Err("--combined-only keeps no threads: leave out --tid".into());
     }
     Ok(Reporting {
         top: usize::try_from(arguments.top).unwrap_or(usize::MAX),
+        top_processes: usize::try_from(arguments.top_processes).unwrap_or(usize::MAX),
         sort: arguments.sort,
         older: Duration::from_millis(arguments.older),
         show_allocations: arguments.show_allocs,
@@ -345,6 +430,20 @@ mod tests {
         assert_eq!(options.recording.sizes, 0..=u64::MAX);
         assert_eq!(options.recording.max_stacks, 10_240);
         assert_eq!(options.recording.max_depth, 127);
+    }
+
+    #[test]
+    fn several_processes_are_named_in_a_list_or_one_by_one() {
+        let pids = |arguments: &[&str]| match options(arguments).unwrap().target {
+            TargetOption::Processes(pids) => pids,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(pids(&["-p", "12,34"]), [12, 34]);
+        assert_eq!(pids(&["-p", "34", "-p", "12", "-p", "34"]), [12, 34]);
+        assert!(!options(&["-p", "12"]).unwrap().many_processes());
+        assert!(!options(&["-p", "12,12"]).unwrap().many_processes());
+        assert!(options(&["-p", "12,34"]).unwrap().many_processes());
+        assert!(options(&["-f", "-p", "12"]).unwrap().many_processes());
     }
 
     #[test]
@@ -413,6 +512,13 @@ mod tests {
             (vec!["-p", "1", "--realloc", "f:size=1"], "ptr is missing"),
             (vec!["-p", "1", "--free", "f"], "--free"),
             (vec!["--max-overhead", "5"], "--max-overhead"),
+            (vec!["-f"], "--follow"),
+            (vec!["-p", "1,0"], "--pid"),
+            (vec!["-p", "1", "--system"], "--system"),
+            (vec!["--comm", "a", "--cgroup", "b"], "--comm"),
+            (vec!["--comm", "sixteen-letters!"], "15 characters"),
+            (vec!["--container", "web"], "--container"),
+            (vec!["-p", "1", "--top-processes", "0"], "--top-processes"),
         ] {
             let message = options(&arguments).unwrap_err();
             assert!(message.contains(named), "{arguments:?} gave: {message}");

@@ -84,6 +84,8 @@ pub struct Entry {
 /// One live block, as reports list it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListedAllocation {
+    /// The process that owns it; 0 for the kernel.
+    pub tgid: u32,
     /// The block.
     pub allocation: Allocation,
     /// The kernel's slab cache that it comes from, where it comes from a named one.
@@ -92,13 +94,32 @@ pub struct ListedAllocation {
     pub allocator: Option<Arc<str>>,
 }
 
+/// A process of a report on several, and what it holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessEntry {
+    /// Its id.
+    pub tgid: u32,
+    /// What it is called: the kernel's name of at most 15 bytes.
+    pub name: String,
+    /// Whether it has ended.
+    pub ended: bool,
+    /// Stacks with outstanding memory, shown or not.
+    pub stacks: u64,
+    /// Bytes over all its stacks, shown or not.
+    pub bytes: u64,
+    /// Allocations over all its stacks, shown or not.
+    pub count: u64,
+}
+
 /// What is outstanding at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Report {
     /// When the figures were taken.
     pub time: WallTime,
-    /// How many stacks were asked for.
+    /// How many stacks were asked for; of each process, where there can be several.
     pub top: usize,
+    /// The processes, by id, where there can be several; empty for one, and for the kernel.
+    pub processes: Vec<ProcessEntry>,
     /// All live blocks, smallest first, if they were asked for.
     pub allocations: Vec<ListedAllocation>,
     /// The entries that were asked for, smallest first, as the text report prints them.
@@ -113,4 +134,32 @@ pub struct Report {
     pub estimated: bool,
     /// What was lost since the start.
     pub losses: Losses,
+}
+
+impl Report {
+    /// Makes the processes' figures those of the entries, which must list every stack.
+    pub fn sum_processes(&mut self) {
+        for process in &mut self.processes {
+            (process.stacks, process.bytes, process.count) = (0, 0, 0);
+        }
+        for entry in &self.entries {
+            let found = self
+                .processes
+                .binary_search_by_key(&entry.tgid, |process| process.tgid);
+            if let Ok(at) = found {
+                let process = &mut self.processes[at];
+                process.stacks += 1;
+                process.bytes = process.bytes.saturating_add(entry.bytes);
+                process.count = process.count.saturating_add(entry.count);
+            }
+        }
+    }
+
+    /// What a process is called, where there can be several.
+    pub fn process_name(&self, tgid: u32) -> Option<&str> {
+        let found = self
+            .processes
+            .binary_search_by_key(&tgid, |process| process.tgid);
+        found.ok().map(|at| self.processes[at].name.as_str())
+    }
 }

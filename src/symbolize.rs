@@ -8,6 +8,7 @@ mod separate;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -33,18 +34,28 @@ const DEBUG_FOLDERS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
 /// The module of code that a process has generated.
 const GENERATED: &str = "[jit]";
 
-/// Resolves the addresses of one process, and remembers.
+/// Resolves the addresses of processes, and remembers.
 pub struct Symbolizer {
     resolver: Resolver,
+    /// Those that the user names.
+    named_dirs: Vec<PathBuf>,
     debug_dirs: Vec<PathBuf>,
     inlines: bool,
-    folders: Folders,
     /// What is below the folders that the user names.
     debug_files: Vec<DebugFiles>,
-    generated: PerfMap,
+    processes: HashMap<u32, Process>,
     generated_module: Arc<Module>,
     /// By the objects' numbers.
     modules: HashMap<usize, KnownModule>,
+}
+
+/// What a process's names depend on besides the files that it maps.
+struct Process {
+    /// Where it finds debug information.
+    folders: Rc<Folders>,
+    generated: PerfMap,
+    /// Whether the names of generated code are to be read before they are asked for.
+    stale: bool,
 }
 
 struct KnownModule {
@@ -66,12 +77,11 @@ struct Place {
 }
 
 impl Symbolizer {
-    /// Takes hold of the root of a living process. Other files than those below `debug_dirs` are not read before the
-    /// first address comes.
+    /// Knows no process yet. Other files than those below `debug_dirs` are not read before the first address comes.
     ///
     /// # Errors
     /// When one of `debug_dirs` can't be read.
-    pub fn new(pid: u32, naming: &Naming) -> Result<Self> {
+    pub fn new(naming: &Naming) -> Result<Self> {
         let debug_files = naming
             .debug_dirs
             .iter()
@@ -79,32 +89,54 @@ impl Symbolizer {
             .collect::<Result<_>>()?;
         let usual = DEBUG_FOLDERS.iter().map(PathBuf::from);
         let debug_dirs: Vec<PathBuf> = naming.debug_dirs.iter().cloned().chain(usual).collect();
-        let folders = Folders::new(naming.debug_dirs.clone(), pid);
         Ok(Self {
             resolver: resolver(&debug_dirs, !naming.no_inlines),
+            named_dirs: naming.debug_dirs.clone(),
             debug_dirs,
             inlines: !naming.no_inlines,
-            generated: PerfMap::of(pid, folders.roots()),
+            processes: HashMap::new(),
             generated_module: Arc::new(Module {
                 path: PathBuf::from(GENERATED),
                 build_id: None,
             }),
-            folders,
             debug_files,
             modules: HashMap::new(),
         })
     }
 
-    /// The file with the debug information of `file`, which the target knows by a path; none when `file` has its own, or
-    /// when there is none.
-    pub fn debug_file(&self, file: &Path, known_as: &Path) -> Option<PathBuf> {
-        let build_id = read_elf_build_id(file).ok().flatten();
-        self.folders.find(file, known_as, build_id.as_deref())
+    /// Takes hold of the root of a living process. One that was forked shares its parent's, at first.
+    pub fn add(&mut self, pid: u32, parent: Option<u32>) {
+        let inherited = parent
+            .and_then(|parent| self.processes.get(&parent))
+            .map(|parent| Rc::clone(&parent.folders));
+        let folders =
+            inherited.unwrap_or_else(|| Rc::new(Folders::new(self.named_dirs.clone(), pid)));
+        let process = Process {
+            generated: PerfMap::of(pid, folders.roots()),
+            folders,
+            stale: true,
+        };
+        self.processes.insert(pid, process);
     }
 
-    /// Takes in the names of code that the process has generated since the last time.
+    /// Lets go of a process.
+    pub fn remove(&mut self, pid: u32) {
+        self.processes.remove(&pid);
+    }
+
+    /// The file with the debug information of `file`, which a process knows by a path; none when `file` has its own, or
+    /// when there is none.
+    pub fn debug_file(&self, pid: u32, file: &Path, known_as: &Path) -> Option<PathBuf> {
+        let folders = &self.processes.get(&pid)?.folders;
+        let build_id = read_elf_build_id(file).ok().flatten();
+        folders.find(file, known_as, build_id.as_deref())
+    }
+
+    /// Names of generated code are to be read again.
     pub fn refresh(&mut self) {
-        self.generated.refresh();
+        for process in self.processes.values_mut() {
+            process.stale = true;
+        }
     }
 
     /// Lets go of the files that were read, which take megabytes. What was found in them is remembered, so a report that
@@ -122,6 +154,11 @@ impl Symbolizer {
         stack: &Stack,
         at_ns: u64,
     ) -> Vec<Frame> {
+        if let Some(process) = self.processes.get_mut(&pid)
+            && std::mem::take(&mut process.stale)
+        {
+            process.generated.refresh();
+        }
         stack
             .iter()
             .filter_map(|address| self.frame(mappings, pid, *address, at_ns))
@@ -133,7 +170,7 @@ impl Symbolizer {
         // The return address is behind the call, and may belong to the next function: look at the call.
         let call = address.saturating_sub(1);
         let Some(mapping) = mappings.find(pid, call, at_ns) else {
-            return Some(self.generated_frame(address).unwrap_or(Frame {
+            return Some(self.generated_frame(pid, address).unwrap_or(Frame {
                 address,
                 ..Frame::default()
             }));
@@ -141,10 +178,11 @@ impl Symbolizer {
         if mapping.object.path.as_os_str() == "[uprobes]" {
             return None;
         }
+        let folders = self.processes.get(&pid).map(|process| &*process.folders);
         let known = self
             .modules
             .entry(mapping.object.id)
-            .or_insert_with(|| KnownModule::new(&mapping.object, &self.folders, &self.debug_files));
+            .or_insert_with(|| KnownModule::new(&mapping.object, folders, &self.debug_files));
         let offset = mapping.file_offset(call);
         if !known.places.contains_key(&offset) {
             let place = known.resolve(&self.resolver, offset);
@@ -161,13 +199,14 @@ impl Symbolizer {
         };
         match frame.function {
             Some(_) => Some(frame),
-            None => Some(self.generated_frame(address).unwrap_or(frame)),
+            None => Some(self.generated_frame(pid, address).unwrap_or(frame)),
         }
     }
 
     /// A frame in code that the process has generated, if its maker has told the name.
-    fn generated_frame(&self, address: u64) -> Option<Frame> {
-        let (name, offset) = self.generated.find(address.saturating_sub(1))?;
+    fn generated_frame(&self, pid: u32, address: u64) -> Option<Frame> {
+        let generated = &self.processes.get(&pid)?.generated;
+        let (name, offset) = generated.find(address.saturating_sub(1))?;
         Some(Frame {
             address,
             module: Some(Arc::clone(&self.generated_module)),
@@ -191,7 +230,7 @@ fn resolver(debug_dirs: &[PathBuf], inlines: bool) -> Resolver {
 }
 
 impl KnownModule {
-    fn new(object: &ObjectFile, folders: &Folders, debug_files: &[DebugFiles]) -> Self {
+    fn new(object: &ObjectFile, folders: Option<&Folders>, debug_files: &[DebugFiles]) -> Self {
         let path = object.openable_path();
         let build_id = path
             .as_ref()
@@ -205,7 +244,7 @@ impl KnownModule {
         });
         let found = path
             .as_deref()
-            .and_then(|path| folders.find(path, &object.path, build_id.as_deref()));
+            .and_then(|path| folders?.find(path, &object.path, build_id.as_deref()));
         let debug: Vec<PathBuf> = named.chain(found).collect();
         let segments = match (&path, debug.is_empty()) {
             (Some(path), false) => segments(path).unwrap_or_default(),

@@ -164,13 +164,15 @@ impl Hidden {
 
 fn with_entries(report: Report, entries: Vec<Entry>) -> Report {
     let sum = |value: fn(&Entry) -> u64| entries.iter().map(value).fold(0, u64::saturating_add);
-    Report {
+    let mut report = Report {
         total_stacks: entries.len() as u64,
         total_bytes: sum(|entry| entry.bytes),
         total_count: sum(|entry| entry.count),
         entries,
         ..report
-    }
+    };
+    report.sum_processes();
+    report
 }
 
 /// Judges a recording.

@@ -82,6 +82,11 @@ impl History {
         }
     }
 
+    /// Forgets the stacks of processes that have ended.
+    pub fn forget(&mut self, ended: impl Fn(u32) -> bool) {
+        self.series.retain(|(tgid, ..), _| !ended(*tgid));
+    }
+
     /// Snapshots seen so far.
     pub fn snapshots(&self) -> u64 {
         self.seen

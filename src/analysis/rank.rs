@@ -2,9 +2,57 @@
 //! Equal snapshots give equal rankings: every tie is broken.
 
 use std::cmp::Ordering;
+use std::collections::HashMap;
 
 use crate::cli::SortKey;
 use crate::snapshot::{Allocation, Snapshot, StackId, Usage};
+
+/// A block, with the process that owns it and the stack that allocated it.
+pub type Listed = (u32, StackId, Allocation);
+
+/// How many of what a report shows.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Stacks; of each process, if processes are told apart.
+    pub stacks: usize,
+    /// Processes, those that hold most; none: processes are not told apart.
+    pub processes: Option<usize>,
+}
+
+impl Limits {
+    /// Keeps what is to be shown of items that are ordered smallest first. `of` gives an item's process and bytes.
+    pub fn cut<T>(self, items: &mut Vec<T>, of: impl Fn(&T) -> (u32, u64)) {
+        let Some(processes) = self.processes else {
+            items.drain(..items.len().saturating_sub(self.stacks));
+            return;
+        };
+        let mut held: HashMap<u32, u64> = HashMap::new();
+        for (tgid, bytes) in items.iter().map(&of) {
+            let sum = held.entry(tgid).or_default();
+            *sum = sum.saturating_add(bytes);
+        }
+        let mut largest: Vec<(u64, u32)> =
+            held.into_iter().map(|(tgid, sum)| (sum, tgid)).collect();
+        largest.sort_unstable_by(|one, other| other.cmp(one));
+        let mut left: HashMap<u32, usize> = largest
+            .into_iter()
+            .take(processes)
+            .map(|(_, tgid)| (tgid, self.stacks))
+            .collect();
+        let mut kept: Vec<bool> = items
+            .iter()
+            .rev()
+            .map(|item| match left.get_mut(&of(item).0) {
+                Some(left @ 1..) => {
+                    *left -= 1;
+                    true
+                }
+                _ => false,
+            })
+            .collect();
+        items.retain(|_| kept.pop() == Some(true));
+    }
+}
 
 /// The part of a snapshot that a report shows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -18,11 +66,11 @@ pub struct Ranking {
     /// Allocations of all of them.
     pub total_count: u64,
     /// All blocks with their stacks, shown or not, smallest first; empty unless they were asked for.
-    pub allocations: Vec<(StackId, Allocation)>,
+    pub allocations: Vec<Listed>,
 }
 
-/// Ranks what is outstanding and keeps the `top` largest.
-pub fn rank(snapshot: &Snapshot, sort: SortKey, top: usize) -> Ranking {
+/// Ranks what is outstanding and keeps the largest.
+pub fn rank(snapshot: &Snapshot, sort: SortKey, limits: Limits) -> Ranking {
     let sum = |figure: fn(&Usage) -> u64| {
         snapshot
             .usage
@@ -31,14 +79,14 @@ pub fn rank(snapshot: &Snapshot, sort: SortKey, top: usize) -> Ranking {
     };
     let mut shown: Vec<Usage> = snapshot.usage.clone();
     shown.sort_by(|one, other| compare(one, other, sort));
-    shown.drain(..shown.len().saturating_sub(top));
+    limits.cut(&mut shown, |usage| (usage.tgid, usage.bytes));
     let blocks = |usage: &'_ Usage| {
-        let stack = usage.stack;
+        let (tgid, stack) = (usage.tgid, usage.stack);
         let listed = usage.allocations.clone().into_iter();
-        listed.map(move |allocation| (stack, allocation))
+        listed.map(move |allocation| (tgid, stack, allocation))
     };
     let mut allocations: Vec<_> = snapshot.usage.iter().flat_map(blocks).collect();
-    allocations.sort_by_key(|(_, block)| (block.size, block.address, block.tid));
+    allocations.sort_by_key(|(tgid, _, block)| (block.size, block.address, block.tid, *tgid));
     Ranking {
         shown,
         total_stacks: snapshot.usage.len() as u64,
@@ -77,12 +125,42 @@ mod tests {
         }
     }
 
+    fn limits(stacks: usize, processes: Option<usize>) -> Limits {
+        Limits { stacks, processes }
+    }
+
+    #[test]
+    fn the_top_of_each_of_the_largest_processes_is_kept() {
+        let of = |tgid, stack, bytes| Usage {
+            tgid,
+            ..usage(stack, bytes, 1)
+        };
+        let snapshot = Snapshot {
+            usage: vec![
+                of(1, 1, 10),
+                of(1, 2, 20),
+                of(1, 3, 30),
+                of(2, 4, 55),
+                of(3, 5, 1),
+                of(3, 6, 100),
+            ],
+            ..Snapshot::default()
+        };
+        let shown = |stacks, processes| -> Vec<u64> {
+            let ranking = rank(&snapshot, SortKey::Size, limits(stacks, Some(processes)));
+            ranking.shown.iter().map(|usage| usage.stack.0).collect()
+        };
+        assert_eq!(shown(2, 3), [5, 2, 3, 4, 6]);
+        assert_eq!(shown(1, 2), [3, 6]);
+        assert_eq!(shown(usize::MAX, 1), [5, 6]);
+    }
+
     fn stacks(usage: &[Usage], sort: SortKey, top: usize) -> Vec<u64> {
         let snapshot = Snapshot {
             usage: usage.to_vec(),
             ..Snapshot::default()
         };
-        let ranking = rank(&snapshot, sort, top);
+        let ranking = rank(&snapshot, sort, limits(top, None));
         ranking.shown.iter().map(|usage| usage.stack.0).collect()
     }
 
@@ -113,7 +191,7 @@ mod tests {
             usage: vec![usage(1, 30, 1), usage(2, 10, 9)],
             ..Snapshot::default()
         };
-        let ranking = rank(&snapshot, SortKey::Size, 1);
+        let ranking = rank(&snapshot, SortKey::Size, limits(1, None));
         assert_eq!(ranking.total_stacks, 2);
         assert_eq!(ranking.total_bytes, 40);
         assert_eq!(ranking.total_count, 10);

@@ -6,7 +6,8 @@ use std::io::{self, Write};
 
 use crate::report::{Entry, Frame, Report};
 
-/// Writes the report's stacks, sorted; equal ones (of several processes or classes) are summed.
+/// Writes the report's stacks, sorted; equal ones (of several classes) are summed. Where there can be several
+/// processes, each is the root of its own.
 ///
 /// # Errors
 /// Whatever `out` fails with.
@@ -21,7 +22,12 @@ pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
 pub fn fold(report: &Report, name: impl Fn(&str) -> String) -> BTreeMap<String, u64> {
     let mut folded = BTreeMap::new();
     for entry in &report.entries {
-        let bytes: &mut u64 = folded.entry(stack(entry, &name)).or_default();
+        let mut stack = stack(entry, &name);
+        // as stackcollapse-perf does it when it tells processes apart
+        if let Some(process) = report.process_name(entry.tgid) {
+            stack = format!("{};{stack}", name(&format!("{process}-{}", entry.tgid)));
+        }
+        let bytes: &mut u64 = folded.entry(stack).or_default();
         *bytes = bytes.saturating_add(entry.bytes);
     }
     folded

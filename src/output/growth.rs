@@ -19,17 +19,22 @@ const SOON_S: f64 = 365.25 * 86_400.0;
 const LISTED: usize = 10;
 
 /// Writes the growing stacks, which arrive most severe first; nothing when there are none. `limit` is what the times
-/// left are about.
+/// left are about; `process` tells what to call a process, where there are several.
 ///
 /// # Errors
 /// Whatever `out` fails with.
-pub fn write(growing: &[Finding], limit: Option<Limit>, out: &mut impl Write) -> io::Result<()> {
+pub fn write(
+    growing: &[Finding],
+    limit: Option<Limit>,
+    process: impl Fn(u32) -> Option<String>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     if growing.is_empty() {
         return Ok(());
     }
     writeln!(out, "Growing stacks, by proven rate:")?;
     for finding in growing.iter().take(LISTED) {
-        write_finding(finding, limit, out)?;
+        write_finding(finding, limit, process(finding.entry.tgid), out)?;
     }
     if growing.len() > LISTED {
         writeln!(out, "\tand {} more", growing.len() - LISTED)?;
@@ -37,7 +42,12 @@ pub fn write(growing: &[Finding], limit: Option<Limit>, out: &mut impl Write) ->
     Ok(())
 }
 
-fn write_finding(finding: &Finding, limit: Option<Limit>, out: &mut impl Write) -> io::Result<()> {
+fn write_finding(
+    finding: &Finding,
+    limit: Option<Limit>,
+    process: Option<String>,
+    out: &mut impl Write,
+) -> io::Result<()> {
     let Finding { entry, growth } = finding;
     let rate = growth.rate.map_or(0.0, |rate| rate.bytes_per_s);
     write!(out, "\t+{}", units::rate(rate))?;
@@ -63,6 +73,9 @@ fn write_finding(finding: &Finding, limit: Option<Limit>, out: &mut impl Write) 
             limit.describe(),
             units::duration(seconds)
         )?;
+    }
+    if let Some(process) = process {
+        write!(out, ", {}", one_line(&process))?;
     }
     writeln!(out, ": {}", chain(entry.frames.as_deref()))
 }

@@ -12,7 +12,7 @@ use crate::analysis::gate::Tripped;
 use crate::analysis::growth::Growth;
 use crate::analysis::identity::{self, Precision};
 use crate::recording::model::Header;
-use crate::report::{Entry, Frame, Function, ListedAllocation};
+use crate::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry};
 use crate::snapshot::{Allocation, Losses, Turnover, WallTime};
 
 /// What the document's `format` says.
@@ -50,6 +50,8 @@ struct Document<'a> {
     losses: Losses,
     suppressed: SuppressedPart<'a>,
     in_baseline: Totals,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    processes: Vec<ProcessPart<'a>>,
     entries: Vec<EntryPart<'a>>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allocations: Vec<AllocationPart<'a>>,
@@ -69,6 +71,14 @@ struct TargetPart<'a> {
     kind: &'static str,
     pid: Option<u32>,
     command: &'a [String],
+}
+
+#[derive(Serialize)]
+struct ProcessPart<'a> {
+    tgid: u32,
+    name: &'a str,
+    #[serde(flatten)]
+    totals: Totals,
 }
 
 #[derive(Serialize)]
@@ -213,6 +223,7 @@ fn document<'a>(
         losses: report.losses,
         suppressed: suppressed_part(findings),
         in_baseline: totals(&findings.left_out.known),
+        processes: report.processes.iter().map(process_part).collect(),
         entries: entries
             .map(|(entry, growth)| entry_part(entry, growth))
             .collect(),
@@ -248,6 +259,18 @@ fn suppressed_part(findings: &Findings) -> SuppressedPart<'_> {
     SuppressedPart {
         totals: totals(&left_out.suppressed),
         patterns: left_out.by_pattern.iter().map(pattern).collect(),
+    }
+}
+
+fn process_part(process: &ProcessEntry) -> ProcessPart<'_> {
+    ProcessPart {
+        tgid: process.tgid,
+        name: &process.name,
+        totals: Totals {
+            stacks: process.stacks,
+            bytes: process.bytes,
+            count: process.count,
+        },
     }
 }
 

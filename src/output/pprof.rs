@@ -54,7 +54,7 @@ fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
         .entries
         .iter()
         .rev()
-        .map(|entry| builder.sample(entry, turnover))
+        .map(|entry| builder.sample(entry, report.process_name(entry.tgid), turnover))
         .collect();
     let period_type = Some(builder.value_type("space", "bytes"));
     let default_sample_type = builder.text("inuse_space");
@@ -149,7 +149,7 @@ impl Builder {
         }
     }
 
-    fn sample(&mut self, entry: &Entry, turnover: bool) -> Sample {
+    fn sample(&mut self, entry: &Entry, process: Option<&str>, turnover: bool) -> Sample {
         let mut value = Vec::new();
         if turnover {
             let Turnover {
@@ -170,11 +170,11 @@ impl Builder {
         Sample {
             location_id,
             value,
-            label: self.labels(entry),
+            label: self.labels(entry, process),
         }
     }
 
-    fn labels(&mut self, entry: &Entry) -> Vec<Label> {
+    fn labels(&mut self, entry: &Entry, process: Option<&str>) -> Vec<Label> {
         let class = Label {
             key: self.text("class"),
             str: self.text(entry.class.name()),
@@ -192,6 +192,13 @@ impl Builder {
             labels.push(Label {
                 key: self.text("pid"),
                 num: i64::from(entry.tgid),
+                ..Label::default()
+            });
+        }
+        if let Some(process) = process {
+            labels.push(Label {
+                key: self.text("process"),
+                str: self.text(process),
                 ..Label::default()
             });
         }

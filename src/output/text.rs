@@ -2,9 +2,14 @@
 //! lines, or on lines of its own for inlined frames.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use crate::report::{Entry, Frame, Function, ListedAllocation, Report};
+use super::units;
+use crate::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry, Report};
+
+/// Processes that are listed of those that have ended and left nothing.
+const LISTED: usize = 10;
 
 /// Writes a report.
 pub fn write_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
@@ -14,13 +19,78 @@ pub fn write_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
         "[{hour:02}:{minute:02}:{second:02}] Top {} stacks with outstanding allocations:",
         report.top
     )?;
-    for allocation in &report.allocations {
-        write_allocation(allocation, out)?;
+    match report.processes.is_empty() {
+        true => write_part(report, |_| true, out),
+        false => write_processes(report, out),
     }
-    for entry in &report.entries {
+}
+
+/// What belongs to the processes that are wanted: blocks, then stacks.
+fn write_part(
+    report: &Report,
+    wanted: impl Fn(u32) -> bool,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    for listed in report.allocations.iter().filter(|of| wanted(of.tgid)) {
+        write_allocation(listed, out)?;
+    }
+    for entry in report.entries.iter().filter(|of| wanted(of.tgid)) {
         write_entry(entry, report.estimated, out)?;
     }
     Ok(())
+}
+
+/// A part for each process, the one that holds most last. Those that hold nothing are left out, unless they have
+/// ended. As tools take the last line with "byte" in it for a report's, none here says it.
+fn write_processes(report: &Report, out: &mut impl Write) -> io::Result<()> {
+    let shown: BTreeSet<u32> = report.entries.iter().map(|entry| entry.tgid).collect();
+    let mut processes: Vec<&ProcessEntry> = report.processes.iter().collect();
+    processes.sort_by_key(|process| (process.bytes, process.count, process.tgid));
+    let (empty, holding): (Vec<_>, Vec<_>) = processes
+        .into_iter()
+        .partition(|process| process.count == 0);
+    let ended: Vec<String> = empty
+        .iter()
+        .filter(|process| process.ended)
+        .map(|process| of_process(process))
+        .collect();
+    if !ended.is_empty() {
+        let more = ended.len().saturating_sub(LISTED);
+        let listed = ended[..ended.len() - more].join(", ");
+        let more = match more {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        writeln!(out, "Ended, with nothing left: {listed}{more}")?;
+    }
+    let (part, left_out): (Vec<&ProcessEntry>, Vec<_>) = holding
+        .into_iter()
+        .partition(|process| shown.contains(&process.tgid));
+    if !left_out.is_empty() {
+        let sum = |figure: fn(&ProcessEntry) -> u64| {
+            left_out
+                .iter()
+                .fold(0u64, |sum, process| sum.saturating_add(figure(process)))
+        };
+        writeln!(
+            out,
+            "{} more processes hold {} in {} blocks (--top-processes shows more)",
+            left_out.len(),
+            units::size(sum(|process| process.bytes)),
+            sum(|process| process.count)
+        )?;
+    }
+    for process in part {
+        let ended = if process.ended { ", ended" } else { "" };
+        writeln!(out, "Process {}{ended}:", of_process(process))?;
+        write_part(report, |tgid| tgid == process.tgid, out)?;
+    }
+    Ok(())
+}
+
+/// "4711 (nginx)"
+fn of_process(process: &ProcessEntry) -> String {
+    format!("{} ({})", process.tgid, one_line(&process.name))
 }
 
 fn write_allocation(listed: &ListedAllocation, out: &mut impl Write) -> io::Result<()> {
@@ -169,6 +239,7 @@ mod tests {
             },
         ];
         let listed = |size, cache| ListedAllocation {
+            tgid: 1,
             allocation: Allocation {
                 address: 0x0094_8cd0,
                 size,
@@ -222,6 +293,47 @@ mod tests {
 \t\t0x0000000000000010\t[unknown]
 ";
         assert_eq!(text(&report()), expected);
+    }
+
+    #[test]
+    fn several_processes_get_a_part_each_the_largest_last() {
+        let mut report = report();
+        report.allocations.clear();
+        report.entries.drain(1..);
+        let mut of = |tgid, bytes| {
+            let mut entry = report.entries[0].clone();
+            (entry.tgid, entry.bytes) = (tgid, bytes);
+            report.entries.push(entry);
+        };
+        of(2, 5);
+        of(3, 7);
+        let process = |tgid, name: &str, ended| ProcessEntry {
+            tgid,
+            name: name.into(),
+            ended,
+            ..ProcessEntry::default()
+        };
+        report.processes = vec![
+            process(1, "one", false),
+            process(2, "a (b)\n", true),
+            process(3, "three", false),
+            process(4, "idle", false),
+            process(5, "gone", true),
+        ];
+        report.sum_processes();
+        report.entries.retain(|entry| entry.tgid != 3);
+        let expected = "\
+[11:16:33] Top 10 stacks with outstanding allocations:
+Ended, with nothing left: 5 (gone)
+1 more processes hold 7 B in 1 blocks (--top-processes shows more)
+Process 2 (a (b) ), ended:
+\t5 bytes in 1 allocations from stack
+\t\t[stack not stored]
+Process 1 (one):
+\t16 bytes in 1 allocations from stack
+\t\t[stack not stored]
+";
+        assert_eq!(text(&report), expected);
     }
 
     #[test]

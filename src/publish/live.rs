@@ -93,7 +93,7 @@ impl LiveRun {
         };
         let recording = self.collector.recording();
         if let Some(last) = recording.snapshots.last() {
-            let written = writer.append(&recording.stacks, last);
+            let written = writer.append(recording, last);
             written.with_context(|| {
                 format!(
                     "failed to write {}: the recording ends here",

@@ -84,6 +84,9 @@ impl Collector {
 
     /// Adds the figures of `report`, which must list every stack with outstanding memory.
     pub fn push(&mut self, report: &Report, moment: Moment) {
+        for process in &report.processes {
+            self.name_process(process.tgid, &process.name);
+        }
         let figures = self.figures(&report.entries);
         let turnover = figures
             .iter()
@@ -101,6 +104,14 @@ impl Collector {
             rss_bytes: moment.rss_bytes,
             headroom: moment.headroom,
         });
+    }
+
+    /// Says what a process is called.
+    pub fn name_process(&mut self, tgid: u32, name: &str) {
+        let known = self.recording.processes.get(&tgid);
+        if known.is_none_or(|known| known != name) {
+            self.recording.processes.insert(tgid, name.to_owned());
+        }
     }
 
     /// Adds a snapshot whose stacks have their numbers already.

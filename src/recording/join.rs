@@ -25,6 +25,9 @@ fn append(joined: &mut Recording, part: Recording, origin: Option<&SnapshotRecor
         .into_iter()
         .map(|stack| collector.number(stack))
         .collect();
+    for (tgid, name) in &part.processes {
+        collector.name_process(*tgid, name);
+    }
     for mut snapshot in part.snapshots {
         snapshot.elapsed_ns = snapshot.elapsed_ns.saturating_add(shift);
         renumber(&mut snapshot, &numbers);

@@ -54,6 +54,16 @@ pub fn is_estimate(line: &str) -> bool {
     line.trim_start().starts_with('~')
 }
 
+/// What heads the part of a report that is one process's: "Process 4711 (nginx):", "Process 4711 (nginx), ended:".
+pub fn process_heading(line: &str) -> Option<(u32, &str)> {
+    let line = line.strip_prefix("Process ")?.strip_suffix(':')?;
+    let (pid, name) = line
+        .strip_suffix(", ended")
+        .unwrap_or(line)
+        .split_once(" (")?;
+    Some((pid.parse().ok()?, name.strip_suffix(')')?))
+}
+
 /// A block of an entry, as `-a` prints it: "addr = 948cd0 size = 16".
 pub fn is_block(line: &str) -> bool {
     line.trim_start().starts_with("addr = ")
@@ -67,11 +77,23 @@ pub fn is_lost_stack(line: &str) -> bool {
 /// What the first lines say about the target: "Attaching to pid 5193, Ctrl+C to quit."
 pub fn target(line: &str) -> Option<Target> {
     let what = line.trim_start().strip_prefix("Attaching to ")?;
-    if what.starts_with("kernel allocators") {
-        return Some(Target {
-            kind: TargetKind::Kernel,
+    let of = |kind| {
+        Some(Target {
+            kind,
             ..Target::default()
-        });
+        })
+    };
+    if what.starts_with("all processes") {
+        return of(TargetKind::System);
+    }
+    if ["pids ", "processes ", "the processes "]
+        .iter()
+        .any(|several| what.starts_with(several))
+    {
+        return of(TargetKind::Process);
+    }
+    if what.starts_with("kernel allocators") {
+        return of(TargetKind::Kernel);
     }
     let digits = what
         .strip_prefix("pid ")?
@@ -181,6 +203,10 @@ pub struct LogBuilder {
     /// Functions inlined in the frame that comes next.
     inlined: Vec<Function>,
     estimated: bool,
+    /// The process that the part of a report under way is about; 0 where there is one only.
+    tgid: u32,
+    /// Whether reports have parts for processes.
+    by_process: bool,
     days: i64,
     first_s: Option<i64>,
     last_s: i64,
@@ -202,6 +228,8 @@ impl LogBuilder {
             in_entry: false,
             inlined: Vec::new(),
             estimated: false,
+            tgid: 0,
+            by_process: false,
             days: 0,
             first_s: None,
             last_s: 0,
@@ -213,10 +241,16 @@ impl LogBuilder {
         if let Some((second, top)) = report_heading(line) {
             self.close_report();
             self.asked.push(top);
+            self.tgid = 0;
             self.open = Some((self.unix_s(second), Vec::new()));
         } else if let Some((bytes, count)) = entry_heading(line) {
             self.estimated |= is_estimate(line);
             self.entry(bytes, count);
+        } else if let Some((tgid, name)) = process_heading(line) {
+            self.collector.name_process(tgid, name);
+            self.in_entry = false;
+            self.tgid = tgid;
+            self.by_process = true;
         } else if let Some(target) = target(line) {
             self.collector.header_mut().target = target;
         } else if !line.starts_with([' ', '\t']) || line.trim().is_empty() {
@@ -250,7 +284,7 @@ impl LogBuilder {
         let class = Class::Heap;
         entries.push(Entry {
             allocator: None,
-            tgid: 0,
+            tgid: self.tgid,
             class,
             bytes,
             count,
@@ -362,7 +396,8 @@ impl LogBuilder {
             } else {
                 fullest
             };
-            snapshot.complete = snapshot.figures.len() < most;
+            // of several processes, a report can be on the few that have ended
+            snapshot.complete = !self.by_process && snapshot.figures.len() < most;
         }
         recording
     }
@@ -400,6 +435,23 @@ mod tests {
             entry_heading("\t-1 bytes in 5 allocations from stack"),
             None
         );
+    }
+
+    #[test]
+    fn headings_of_processes_are_read() {
+        assert_eq!(process_heading("Process 12 (nginx):"), Some((12, "nginx")));
+        assert_eq!(
+            process_heading("Process 7 (a (b), c), ended:"),
+            Some((7, "a (b), c"))
+        );
+        for line in [
+            "Process x (y):",
+            "Process 1:",
+            "Process 1 (y)",
+            " Process 1 (y):",
+        ] {
+            assert_eq!(process_heading(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -1,10 +1,10 @@
 //! What a recording holds, in memory: how it was made, the stacks once each, and the figures of every snapshot.
 //! Data and look-ups only: the file's format lives in `write` and `read`, other tools' logs in the importers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::report::{Entry, Frame, Report};
+use crate::report::{Entry, Frame, ProcessEntry, Report};
 use crate::snapshot::{Class, Losses, Turnover, WallTime};
 
 /// A run of memleak, or of a tool whose log was imported, as far as its file tells.
@@ -14,6 +14,8 @@ pub struct Recording {
     pub header: Header,
     /// Every stack that any snapshot names; [`Figure::stack`] is an index into this list.
     pub stacks: Vec<StackRecord>,
+    /// What processes are called, by id, where there could be several; empty for one, and for the kernel.
+    pub processes: BTreeMap<u32, String>,
     /// The snapshots in the order in which they were taken. May be empty: a run can end before its first.
     pub snapshots: Vec<SnapshotRecord>,
 }
@@ -280,14 +282,15 @@ impl Recording {
     /// The snapshot at `index` as a report over all its stacks, smallest first; `None` beyond the last.
     pub fn report(&self, index: usize) -> Option<Report> {
         let snapshot = self.snapshots.get(index)?;
-        let entries = self
+        let entries: Vec<Entry> = self
             .ranked(index)
             .into_iter()
             .filter_map(|at| self.entry(&snapshot.figures[at], snapshot.turnover.get(at)))
             .collect();
-        Some(Report {
+        let mut report = Report {
             time: snapshot.time,
             top: snapshot.figures.len(),
+            processes: self.processes_of(&entries),
             allocations: Vec::new(),
             entries,
             total_stacks: snapshot.figures.len() as u64,
@@ -295,7 +298,23 @@ impl Recording {
             total_count: snapshot.total_count(),
             estimated: snapshot.estimated,
             losses: snapshot.losses,
-        })
+        };
+        report.sum_processes();
+        Some(report)
+    }
+
+    /// The processes that entries belong to, where there could be several.
+    fn processes_of(&self, entries: &[Entry]) -> Vec<ProcessEntry> {
+        let owners: BTreeSet<u32> = entries.iter().map(|entry| entry.tgid).collect();
+        let named = owners.into_iter().filter_map(|tgid| {
+            let name = self.processes.get(&tgid)?.clone();
+            Some(ProcessEntry {
+                tgid,
+                name,
+                ..ProcessEntry::default()
+            })
+        });
+        named.collect()
     }
 
     /// Places of the figures of the snapshot at `index`, in the order of [`Recording::report`]'s entries.

@@ -142,6 +142,7 @@ impl Reader {
             "header" => bail!("a second header"),
             "module" => self.module(serde_json::from_slice(line)?),
             "stack" => self.stack(serde_json::from_slice(line)?),
+            "process" => self.process(serde_json::from_slice(line)?),
             "snapshot" => self.snapshot(serde_json::from_slice(line)?),
             // Something that a later memleak added without breaking what was there.
             _ => Ok(()),
@@ -160,6 +161,11 @@ impl Reader {
                 build_id,
             }),
         );
+        Ok(())
+    }
+
+    fn process(&mut self, line: wire::ProcessLine) -> Result<()> {
+        self.recording.processes.insert(line.tgid, line.name);
         Ok(())
     }
 

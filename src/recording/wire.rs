@@ -19,6 +19,8 @@ pub enum Line {
     Header(HeaderLine),
     /// An object that code belongs to; before the first stack that names it.
     Module(ModuleLine),
+    /// A process, where there can be several; again when it is called otherwise.
+    Process(ProcessLine),
     /// A stack; before the first snapshot that names it.
     Stack(StackLine),
     /// The figures of one moment.
@@ -88,6 +90,13 @@ pub struct ModuleLine {
     /// Lower-case hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build_id: Option<String>,
+}
+
+/// What a process is called.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProcessLine {
+    pub tgid: u32,
+    pub name: String,
 }
 
 /// A stack, innermost frame first.

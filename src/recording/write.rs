@@ -1,12 +1,12 @@
 //! Writes a recording as JSON Lines while it grows: header, then stacks once each, then every snapshot, flushed.
 //! The lines' shapes live in `wire`; reading lives in `read`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::model::{Header, SnapshotRecord, StackRecord};
+use super::model::{Header, Recording, SnapshotRecord, StackRecord};
 use super::wire::{self, Hex, Line};
 use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::WallTime;
@@ -16,6 +16,7 @@ pub struct Writer<W: Write> {
     out: W,
     modules: HashMap<Arc<Module>, u32>,
     stacks_written: usize,
+    processes_written: BTreeMap<u32, String>,
 }
 
 impl<W: Write> Writer<W> {
@@ -28,24 +29,40 @@ impl<W: Write> Writer<W> {
             out,
             modules: HashMap::new(),
             stacks_written: 0,
+            processes_written: BTreeMap::new(),
         };
         writer.line(&Line::Header(header_line(header)))?;
         writer.out.flush()?;
         Ok(writer)
     }
 
-    /// Writes `snapshot`, after those of `stacks` that are new since the last call, and flushes: a kill loses at most
-    /// the snapshot being written.
+    /// Writes `snapshot`, after those of the recording's processes and stacks that are new since the last call, and
+    /// flushes: a kill loses at most the snapshot being written.
     ///
     /// # Errors
     /// Whatever the output fails with; the file then ends in a damaged line, and everything before it can be read.
-    pub fn append(&mut self, stacks: &[StackRecord], snapshot: &SnapshotRecord) -> io::Result<()> {
+    pub fn append(&mut self, recording: &Recording, snapshot: &SnapshotRecord) -> io::Result<()> {
+        let stacks = &recording.stacks;
+        if self.processes_written != recording.processes {
+            self.processes(&recording.processes)?;
+        }
         for (id, stack) in stacks.iter().enumerate().skip(self.stacks_written) {
             self.stack(id as u32, stack)?;
         }
         self.stacks_written = self.stacks_written.max(stacks.len());
         self.line(&Line::Snapshot(snapshot_line(snapshot)))?;
         self.out.flush()
+    }
+
+    fn processes(&mut self, processes: &BTreeMap<u32, String>) -> io::Result<()> {
+        for (&tgid, name) in processes {
+            if self.processes_written.get(&tgid) != Some(name) {
+                let name = name.clone();
+                self.line(&Line::Process(wire::ProcessLine { tgid, name }))?;
+            }
+        }
+        self.processes_written.clone_from(processes);
+        Ok(())
     }
 
     fn stack(&mut self, id: u32, stack: &StackRecord) -> io::Result<()> {

@@ -46,7 +46,7 @@ pub fn run(options: &Options) -> Result<u8> {
                 interrupts: symbols.interrupt_entries(),
             }),
             unwind: Unwind::FramePointers,
-            ..config(options)
+            ..config(options, None)
         },
     )?;
     ensure!(
@@ -148,9 +148,9 @@ impl KernelSession<'_> {
         let occasion = Occasion {
             now_ns,
             reason,
-            pid: None,
+            ..Occasion::default()
         };
-        self.reporter.report(&snapshot, occasion, &mut names)?;
+        self.reporter.report(&snapshot, &occasion, &mut names)?;
         if hidden.count > 0 {
             say!(
                 "{} bytes in {} pages of processes and files are not shown (--user-pages shows them)",

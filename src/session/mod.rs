@@ -1,33 +1,42 @@
 //! The loop of a live run: wait, take a snapshot, report, until count, Ctrl-C or the target's end.
 //! The only place that reads clocks, waits, and prints.
 
+mod choice;
 mod kernel;
 mod outputs;
 mod overhead;
+mod probing;
+mod processes;
 mod reporter;
 mod traced;
 mod unwinding;
 mod wait;
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::analysis::select::Selection;
-use crate::options::{Options, Sampling, TargetOption};
-use crate::probes::{ObjectPlan, Search, Wanted, discover};
+use crate::options::{Choice, Options, Sampling, TargetOption};
+use crate::probes::{Candidate, ObjectPlan};
 use crate::recording::model::Reason;
 use crate::report::Frame;
 use crate::snapshot::{Snapshot, StackId, Usage, WallTime};
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::{Exec, MappingEvents, Mappings};
-use crate::tracer::{self, Config, Storage, Tracer};
+use crate::target::{MappingEvents, Mappings, descendants, objects_of_command};
+use crate::tracer::{self, Config, ProcessFilter, Storage, Tracer};
+use choice::Chosen;
 use outputs::{Occasion, Outputs};
 use overhead::Overhead;
+use probing::Probing;
+use processes::{Keepers, Processes};
 use reporter::{Names, Reporter};
 use traced::Traced;
 use unwinding::Unwinding;
@@ -44,80 +53,47 @@ const MAX_EXPENSIVE: u32 = 2;
 /// # Errors
 /// Fails when tracing can't begin, or can't go on.
 pub fn run(options: &Options) -> Result<u8> {
-    let begun = monotonic();
     if options.target == TargetOption::Kernel {
         return kernel::run(options);
     }
     tracer::check()?;
     let interrupts = Interrupts::catch()?;
-    let mapping_events = MappingEvents::start()?;
+    let many = options.many_processes();
+    if many {
+        allow_many_files();
+    }
+    let chosen = Chosen::new(options)?;
+    let mapping_events = MappingEvents::start(many)?;
     let mut mappings = Mappings::default();
     let (mut target, candidates) = Traced::open(&options.target, &mut mappings)?;
-    let pid = target.process().pid();
-    let outputs = Outputs::open(options, Some(pid), wall_time(), monotonic_ns())?;
-    let symbolizer = Symbolizer::new(pid, &options.naming)?;
-    let wanted = Wanted {
-        object: options.object.as_deref(),
-        search: Search {
-            prefix: &options.symbols_prefix,
-            mappings: options.recording.mappings,
-            at: options.probe_at,
-        },
-        own: &options.own_functions,
-        debug_file: &|path, known_as| symbolizer.debug_file(path, known_as),
-    };
-    let objects = match discover(&candidates, &wanted) {
-        Ok(objects) => objects,
-        Err(error) => {
-            wait::pause(SETTLING);
-            match target.look_again(&mut mappings) {
-                Some(candidates) => discover(&candidates, &wanted)?,
-                None => return Err(error),
-            }
-        }
-    };
-
+    let first = target.pids().first().copied();
+    let outputs = Outputs::open(options, first, wall_time(), monotonic_ns())?;
+    let symbolizer = Symbolizer::new(&options.naming)?;
     let mut storage = Storage::new();
-    let mut tracer = Tracer::load(&mut storage, config(options))?;
-    unwinding::warn_of_fallback(tracer.unwinder());
-    let mut unwinding = Unwinding::default();
-    unwinding.foresee(&mut tracer, &candidates)?;
-    unwinding.refresh(&mut tracer, &mut mappings, pid)?;
-    for object in &objects {
-        if options.verbose {
-            describe(object);
-        }
-        tracer
-            .attach(object, Some(pid))
-            .map_err(|error| match target.process().has_ended() {
-                true => anyhow::anyhow!("process {pid} ended while memleak was attaching to it"),
-                false => error,
-            })?;
-    }
-    if options.verbose {
-        unwinding::describe(&tracer);
-        say!(
-            "armed in {} ms ({:?} probes)",
-            (monotonic() - begun).as_millis(),
-            tracer.attachment()
-        );
-    }
+    let filter = many.then(|| chosen.filter()).transpose()?;
+    let tracer = Tracer::load(&mut storage, config(options, filter))?;
+    let held = matches!(target, Traced::Command(_))
+        .then_some(first)
+        .flatten();
     let mut session = Session {
         options,
-        pid,
+        many,
         tracer,
         mappings,
         mapping_events,
-        unwinding,
+        processes: Processes::new(chosen.rules.clone(), many, held),
+        chosen,
+        probing: Probing::new(options),
+        unwinding: Unwinding::default(),
         symbolizer,
         lost_mappings: 0,
-        overhead: Overhead::start(pid, options.verbose || options.max_overhead.is_some()),
+        overhead: None,
         expensive: 0,
-        held: matches!(options.target, TargetOption::Command(_)),
         reporter: Reporter::new(&options.reporting, outputs),
     };
+    session.arm(&target, &candidates)?;
     let ended = session
-        .announce()
+        .announce(&target)
         .and_then(|()| session.take_in())
         .and_then(|()| target.release())
         .and_then(|()| session.trace(&target, &interrupts));
@@ -147,24 +123,139 @@ enum End {
 
 struct Session<'a> {
     options: &'a Options,
-    pid: u32,
+    /// Whether more than one process can come to be traced.
+    many: bool,
     tracer: Tracer<'a>,
     mappings: Mappings,
     mapping_events: MappingEvents,
+    processes: Processes,
+    chosen: Chosen,
+    probing: Probing<'a>,
     unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
-    overhead: Overhead,
+    overhead: Option<Overhead>,
     /// Intervals in a row in which the overhead was above the limit.
     expensive: u32,
-    /// Whether the target is still to execute its first program.
-    held: bool,
     reporter: Reporter<'a>,
 }
 
 impl Session<'_> {
+    /// Puts the probes in place.
+    fn arm(&mut self, target: &Traced, candidates: &[Candidate]) -> Result<()> {
+        let begun = monotonic();
+        unwinding::warn_of_fallback(self.tracer.unwinder());
+        self.tracer.attach_processes()?;
+        for pid in target.pids() {
+            self.add(pid)?;
+        }
+        self.unwinding.foresee(&mut self.tracer, candidates)?;
+        let found = self.add_present(target)?;
+        self.tell_unwinder()?;
+        let only = match (self.many, target.pids().first()) {
+            (false, Some(pid)) => Some(*pid),
+            _ => None,
+        };
+        if target.is_finite() {
+            for object in self.find_allocators(target, candidates)? {
+                self.probing
+                    .attach(&mut self.tracer, &object, only)
+                    .map_err(|error| target.still_lives().err().unwrap_or(error))?;
+            }
+        }
+        self.probe_others(&found)?;
+        let verbose = self.options.verbose;
+        if verbose {
+            unwinding::describe(&self.tracer);
+            say!(
+                "armed in {} ms ({:?} probes)",
+                (monotonic() - begun).as_millis(),
+                self.tracer.attachment()
+            );
+        }
+        let throughout = verbose || self.options.max_overhead.is_some();
+        self.overhead = Some(Overhead::start(only, throughout));
+        Ok(())
+    }
+
+    /// Traces a process that runs already.
+    fn add(&mut self, pid: u32) -> Result<()> {
+        if self.many {
+            self.tracer.add_process(pid)?;
+        }
+        self.processes.add(pid, &mut self.symbolizer);
+        Ok(())
+    }
+
+    /// Adds the processes that belong to the target without being named: those that fit, and children.
+    fn add_present(&mut self, target: &Traced) -> Result<Vec<u32>> {
+        let mut found: Vec<u32> = self.chosen.members().into_iter().collect();
+        if self.options.follow {
+            let family = [target.pids(), found.clone()].concat();
+            found.extend(descendants(&family));
+        }
+        found.retain(|pid| !self.processes.contains(*pid) && *pid != std::process::id());
+        for &pid in &found {
+            self.add(pid)?;
+            // one that has just ended has nothing to be seen
+            let _ = self.mappings.read(pid);
+        }
+        Ok(found)
+    }
+
+    /// Chooses what to probe in the processes that were named or started.
+    fn find_allocators(
+        &mut self,
+        target: &Traced,
+        candidates: &[Candidate],
+    ) -> Result<Vec<ObjectPlan>> {
+        let first = target.pids().first().copied();
+        let own = &self.options.own_functions;
+        let (probing, symbolizer) = (&self.probing, &self.symbolizer);
+        let debug = |path: &Path, known_as: &Path| symbolizer.debug_file(first?, path, known_as);
+        probing.discover(candidates, own, &debug).or_else(|error| {
+            wait::pause(SETTLING);
+            match target.look_again(&mut self.mappings) {
+                Some(candidates) => probing.discover(&candidates, own, &debug),
+                None => Err(error),
+            }
+        })
+    }
+
+    /// Probes what processes map that were not named. Where there are none yet, those to come will mostly have the
+    /// machine's own libc, which is what a shell has.
+    fn probe_others(&mut self, found: &[u32]) -> Result<()> {
+        let mut candidates: Vec<Candidate> = Vec::new();
+        for &pid in found {
+            candidates.extend(probing::candidates(&self.mappings.objects(pid)));
+        }
+        if self.many && self.options.object.is_none() {
+            candidates.extend(own_libc());
+        }
+        if !candidates.is_empty() {
+            self.unwinding.foresee(&mut self.tracer, &candidates)?;
+        }
+        let first = found.first().copied();
+        let own = &self.options.own_functions;
+        let plans = self.probing.discover(&candidates, own, &|path, known_as| {
+            self.symbolizer.debug_file(first?, path, known_as)
+        });
+        // for those that were named there are probes already
+        let plans = match matches!(self.options.target, TargetOption::Chosen(_)) {
+            true => plans?,
+            false => plans.unwrap_or_default(),
+        };
+        for object in plans {
+            self.probing.attach(&mut self.tracer, &object, None)?;
+        }
+        for pid in self.processes.living() {
+            self.probing.know(&self.mappings, pid);
+        }
+        Ok(())
+    }
+
     /// BCC's first line.
-    fn announce(&mut self) -> Result<()> {
+    fn announce(&mut self, target: &Traced) -> Result<()> {
         if let TargetOption::Command(words) = &self.options.target {
             let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
             let words = words.join(" ");
@@ -172,9 +263,38 @@ impl Session<'_> {
                 "Executing '{words}' and tracing the resulting process."
             ))?;
         }
-        let pid = self.pid;
+        let pids: Vec<String> = target.pids().iter().map(u32::to_string).collect();
+        let whom = match (&self.options.target, pids.as_slice()) {
+            (TargetOption::Chosen(choice), _) => self.describe_choice(choice),
+            (_, [pid]) => format!("pid {pid}"),
+            (_, pids) => format!("pids {}", pids.join(", ")),
+        };
         self.reporter
-            .say(&format!("Attaching to pid {pid}, Ctrl+C to quit."))
+            .say(&format!("Attaching to {whom}, Ctrl+C to quit."))?;
+        if !target.is_finite() && self.processes.have_ended() {
+            say!("there is no such process yet: waiting for one");
+        }
+        Ok(())
+    }
+
+    fn describe_choice(&self, choice: &Choice) -> String {
+        let folders: Vec<String> = self
+            .chosen
+            .folders()
+            .map(|folder| folder.display().to_string())
+            .collect();
+        match choice {
+            Choice::Names { patterns, .. } => format!("processes called {}", patterns.join(", ")),
+            Choice::Cgroups(_) => format!("the processes of {}", folders.join(", ")),
+            Choice::Containers(ids) => {
+                format!(
+                    "the processes of container {} ({})",
+                    ids.join(", "),
+                    folders.join(", ")
+                )
+            }
+            Choice::All => "all processes".to_owned(),
+        }
     }
 
     fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<End> {
@@ -182,30 +302,35 @@ impl Session<'_> {
         loop {
             let mut descriptors = vec![self.tracer.descriptor()];
             descriptors.extend(self.mapping_events.descriptors());
-            let process = target.process().as_fd();
             let deadline = schedule.deadline();
-            let until = self
-                .overhead
-                .statistics_end()
-                .unwrap_or(deadline)
-                .min(deadline);
-            let wake = wait::wait(interrupts, Some(process), &descriptors, Some(until))?;
+            let until = [
+                Some(deadline),
+                self.overhead.as_ref().and_then(Overhead::statistics_end),
+                self.processes.last_reports_due(),
+            ];
+            let until = until.into_iter().flatten().min();
+            // of several, the tracer tells who is left
+            let process = target.processes().first().filter(|_| !self.many);
+            let process = process.map(|process| process.as_fd());
+            let wake = wait::wait(interrupts, process, &descriptors, until)?;
             self.take_in()?;
-            self.overhead.end_statistics(&self.tracer)?;
+            if let Some(overhead) = &mut self.overhead {
+                overhead.end_statistics(&self.tracer)?;
+            }
             let older = self.options.reporting.older;
             match wake {
                 Wake::Reports => {}
-                Wake::Deadline if until < deadline => {}
+                Wake::Deadline if monotonic() < deadline => {}
                 // nothing is young any more once its process is gone
                 Wake::Exit => return self.last_report(Duration::ZERO, Reason::Final),
                 Wake::Interrupt => return self.last_report(older, Reason::Interval),
-                Wake::Demand => self.report(older, Reason::Demand)?,
-                Wake::Mark => self.report(older, Reason::Mark)?,
+                Wake::Demand => self.report(older, Reason::Demand, false)?,
+                Wake::Mark => self.report(older, Reason::Mark, false)?,
                 Wake::Deadline if schedule.is_last() => {
                     return self.last_report(older, Reason::Interval);
                 }
                 Wake::Deadline => {
-                    self.report(older, Reason::Interval)?;
+                    self.report(older, Reason::Interval, false)?;
                     if self.is_too_expensive()? {
                         self.last_report(older, Reason::Interval)?;
                         return Ok(End::TooExpensive);
@@ -213,37 +338,93 @@ impl Session<'_> {
                     schedule.advance();
                 }
             }
+            if self.many && target.is_finite() && self.processes.have_ended() {
+                return self.last_report(Duration::ZERO, Reason::Final);
+            }
+            let due = self.processes.last_reports_due();
+            if due.is_some_and(|due| due <= monotonic()) {
+                self.report(older, Reason::Interval, true)?;
+            }
         }
     }
 
     /// Takes in what the kernel has reported.
     fn take_in(&mut self) -> Result<()> {
-        let pid = self.pid;
         // before the mappings: all that these need is announced by now
         let walks = self.tracer.take_deferred_walks()?;
+        let (many, processes) = (self.many, &self.processes);
         let news = self
             .mapping_events
-            .drain(&mut self.mappings, |mapped| mapped == pid);
-        for Exec { pid, time_ns } in news.executed {
-            if !std::mem::take(&mut self.held) {
-                self.tracer.forget(pid, time_ns)?;
+            .drain(|pid| many || processes.contains(pid));
+        let mut keepers = Keepers {
+            mappings: &mut self.mappings,
+            symbolizer: &mut self.symbolizer,
+            tracer: &mut self.tracer,
+        };
+        let changed = self.processes.apply(news.events, &mut keepers)?;
+        if news.lost > 0 {
+            self.make_up_for(news.lost);
+        }
+        if many {
+            let now_ns = monotonic_ns();
+            for pid in &changed {
+                let name = self.processes.name(*pid);
+                self.probing.follow(
+                    &mut self.tracer,
+                    (&self.mappings, &self.symbolizer),
+                    *pid,
+                    name,
+                    now_ns,
+                );
+                self.unwinding
+                    .load(&mut self.tracer, &self.mappings, *pid)?;
             }
         }
-        // what was lost may have been another process's, and can be read anew while this one lives
-        if news.lost > 0 && self.mappings.read(pid).is_err() {
-            self.lost_mappings += news.lost;
-        }
-        self.unwinding
-            .refresh(&mut self.tracer, &mut self.mappings, pid)?;
+        self.tell_unwinder()?;
         unwinding::finish(&mut self.tracer, &self.mappings, walks)?;
         self.reporter.show_calls(&self.tracer.take_calls()?)
     }
 
+    /// Announcements were lost. What they told may have been of other processes, and can be read anew while these live.
+    fn make_up_for(&mut self, lost: u64) {
+        let read: Vec<bool> = self
+            .processes
+            .living()
+            .map(|pid| self.mappings.read(pid).is_ok())
+            .collect();
+        // of several, some may have come and gone
+        if self.many || read.contains(&false) {
+            self.lost_mappings += lost;
+        }
+    }
+
+    /// Tells the unwinder what processes map: of several, those that it has asked for or knows of.
+    fn tell_unwinder(&mut self) -> Result<()> {
+        let processes = &self.processes;
+        let unknown = self
+            .unwinding
+            .learn(&mut self.tracer, &mut self.mappings, |pid| {
+                processes.contains(pid)
+            })?;
+        let all = !self.many || !self.tracer.finds_mappings();
+        let told: Vec<u32> = processes
+            .living()
+            .filter(|pid| all || unknown.contains(pid) || self.unwinding.knows(*pid))
+            .collect();
+        for pid in told {
+            self.unwinding
+                .refresh(&mut self.tracer, &self.mappings, pid)?;
+        }
+        Ok(())
+    }
+
     /// The report that ends the session, and what all of it has cost.
     fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
-        self.report(older, reason)?;
-        let (_, total) = self.overhead.estimate(&self.tracer)?;
-        say!("overhead: {total}");
+        self.report(older, reason, false)?;
+        if let Some(overhead) = &mut self.overhead {
+            let (_, total) = overhead.estimate(&self.tracer)?;
+            say!("overhead: {total}");
+        }
         let losses = self.tracer.losses();
         unwinding::describe_cut(&self.tracer, &losses.cut);
         let calls = losses.calls;
@@ -259,7 +440,10 @@ impl Session<'_> {
         if limit.is_none() && !self.options.verbose {
             return Ok(false);
         }
-        let (recent, _) = self.overhead.estimate(&self.tracer)?;
+        let Some(overhead) = &mut self.overhead else {
+            return Ok(false);
+        };
+        let (recent, _) = overhead.estimate(&self.tracer)?;
         if self.options.verbose {
             say!("overhead: {recent}");
         }
@@ -281,11 +465,17 @@ impl Session<'_> {
         Ok(true)
     }
 
-    fn report(&mut self, older: Duration, reason: Reason) -> Result<()> {
+    /// Reports on all processes, or only on those that have ended since the last time.
+    fn report(&mut self, older: Duration, reason: Reason, ended_only: bool) -> Result<()> {
         let now_ns = monotonic_ns();
         // what is older than now has a stack that can be finished now
         self.take_in()?;
-        let mut snapshot = self.tracer.snapshot(now_ns, &self.reporter.filter(older))?;
+        self.synchronize(now_ns)?;
+        let ended = self.processes.ended();
+        let mut filter = self.reporter.filter(older);
+        filter.ended = ended.keys().copied().collect();
+        filter.ended_only = ended_only && !self.reporter.needs_all();
+        let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
         self.symbolizer.refresh();
@@ -293,27 +483,74 @@ impl Session<'_> {
             tracer: &mut self.tracer,
             mappings: &self.mappings,
             symbolizer: &mut self.symbolizer,
-            pid: self.pid,
             now_ns,
         };
         names.select(&mut snapshot, &self.options.reporting.selection)?;
         let occasion = Occasion {
             now_ns,
             reason,
-            pid: Some(self.pid),
+            pids: self.processes.living().collect(),
+            processes: self.processes.entries(filter.ended_only),
+            ended_only,
         };
-        self.reporter.report(&snapshot, occasion, &mut names)?;
+        self.reporter.report(&snapshot, &occasion, &mut names)?;
         self.symbolizer.rest();
+        self.retire(&ended)
+    }
+
+    /// Of several processes, makes sure of who is traced, and lets the unwinder know those that have lived for a while.
+    fn synchronize(&mut self, now_ns: u64) -> Result<()> {
+        if !self.many {
+            return Ok(());
+        }
+        for pid in self.chosen.latecomers() {
+            if !self.processes.contains(pid) {
+                self.add(pid)?;
+                let _ = self.mappings.read(pid);
+                let name = self.processes.name(pid);
+                say!("tracing process {pid} ({name}) from now on: it was moved to the cgroup");
+            }
+        }
+        let mut keepers = Keepers {
+            mappings: &mut self.mappings,
+            symbolizer: &mut self.symbolizer,
+            tracer: &mut self.tracer,
+        };
+        self.processes.synchronize(now_ns, &mut keepers);
+        for pid in self.processes.living() {
+            let name = self.processes.name(pid);
+            self.probing.follow(
+                &mut self.tracer,
+                (&self.mappings, &self.symbolizer),
+                pid,
+                name,
+                now_ns,
+            );
+            self.unwinding
+                .refresh(&mut self.tracer, &self.mappings, pid)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the processes that have got their last report.
+    fn retire(&mut self, ended: &BTreeMap<u32, u64>) -> Result<()> {
+        let mut keepers = Keepers {
+            mappings: &mut self.mappings,
+            symbolizer: &mut self.symbolizer,
+            tracer: &mut self.tracer,
+        };
+        self.processes.retire(&mut keepers)?;
+        self.unwinding.forget(ended);
+        self.reporter.forget(ended);
         Ok(())
     }
 }
 
-/// Names a process's stacks as of a time.
+/// Names processes' stacks as of a time.
 struct ProcessNames<'a, 'obj> {
     tracer: &'a mut Tracer<'obj>,
     mappings: &'a Mappings,
     symbolizer: &'a mut Symbolizer,
-    pid: u32,
     now_ns: u64,
 }
 
@@ -342,7 +579,7 @@ impl Names for ProcessNames<'_, '_> {
         let stack = self.tracer.stack(usage.stack)?;
         Ok(stack.map(|stack| {
             self.symbolizer
-                .frames(self.mappings, self.pid, &stack, at_ns)
+                .frames(self.mappings, usage.tgid, &stack, at_ns)
         }))
     }
 
@@ -355,7 +592,7 @@ fn monotonic_ns() -> u64 {
     u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn config(options: &Options) -> Config {
+fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
     let recording = &options.recording;
     Config {
         sizes: (*recording.sizes.start(), *recording.sizes.end()),
@@ -369,22 +606,33 @@ fn config(options: &Options) -> Config {
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
         unwind: options.unwind,
-        processes: None,
+        processes,
         kernel: None,
         verbose: options.verbose,
     }
 }
 
-/// Says what is probed in an object.
-fn describe(object: &ObjectPlan) {
-    let path = object.shown.display();
-    for probe in &object.plan.probes {
-        let allocator = &probe.allocator;
-        say!("{path}: {allocator}: {} {}", probe.names(), probe.site);
-    }
-    if !object.plan.missing.is_empty() {
-        say!("{path}: lacks {}", object.plan.missing.join(", "));
-    }
+/// The libc that most programs of this machine have: a shell's.
+fn own_libc() -> Vec<Candidate> {
+    let objects = objects_of_command(Path::new("/bin/sh")).unwrap_or_default();
+    objects
+        .into_iter()
+        .map(|path| Candidate {
+            shown: path.clone(),
+            path,
+        })
+        .collect()
+}
+
+/// Each process takes some open files: as many as may be had.
+fn allow_many_files() {
+    let limits = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limits.maximum,
+        ..limits
+    };
+    // without them it goes on as far as it gets
+    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 fn wall_time() -> WallTime {

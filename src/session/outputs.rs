@@ -1,19 +1,21 @@
 //! What a session does with its reports besides printing them: growth, recording, outputs, gates, marks.
 //! Figures come from the session; nothing here traces or waits.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use anyhow::Result;
 
+use crate::analysis::Limits;
 use crate::analysis::findings::Finding;
 use crate::analysis::growth::Growth;
 use crate::analysis::history::{History, Key};
 use crate::cli::SortKey;
-use crate::options::{Options, TargetOption};
+use crate::options::{Choice, Options, TargetOption};
 use crate::publish::LiveRun;
 use crate::recording::collect::Moment;
 use crate::recording::model::{Header, Headroom, Host, Limit, Reason, Source, Target, TargetKind};
-use crate::report::{Entry, Report};
+use crate::report::{Entry, ProcessEntry, Report};
 use crate::snapshot::{Snapshot, WallTime};
 use crate::stderr::say;
 use crate::target::memory;
@@ -21,8 +23,14 @@ use crate::target::memory;
 /// The first report that ends with the growing stacks: it takes three points to see a rise that goes on.
 const FIRST_WITH_GROWTH: u64 = 3;
 
+/// Stacks of ended processes that outputs are still told of at the end; the largest stay.
+const MOST_OF_ENDED: usize = 4096;
+
 /// Growing stacks that are named in each report.
 const MOST_GROWING: usize = 100;
+
+/// Processes whose limits are looked at: they mostly share them.
+const MOST_LIMITS: usize = 32;
 
 /// Everything that is done with reports besides printing them.
 pub struct Outputs {
@@ -30,20 +38,55 @@ pub struct Outputs {
     history: Option<History>,
     began_ns: u64,
     sort: SortKey,
-    top: usize,
+    limits: Limits,
+    /// What processes held when they ended, with names, smallest first.
+    ended: Vec<Entry>,
+    ended_processes: Vec<ProcessEntry>,
     /// Whether the recording could not be written: the session goes on, but does not end well.
     failed: bool,
 }
 
-/// When and why a report is made.
-#[derive(Clone, Copy, Debug)]
+/// When, why and of whom a report is made.
+#[derive(Clone, Debug, Default)]
 pub struct Occasion {
     /// CLOCK_MONOTONIC in ns.
     pub now_ns: u64,
     /// Why.
     pub reason: Reason,
-    /// The process whose memory is looked at; none: the kernel.
-    pub pid: Option<u32>,
+    /// The living processes whose memory is looked at; none: the kernel.
+    pub pids: Vec<u32>,
+    /// The processes as the report lists them, by id; none where there can't be several.
+    pub processes: Vec<ProcessEntry>,
+    /// Only those that have ended are to be shown.
+    pub ended_only: bool,
+}
+
+impl Occasion {
+    /// "pid 4711 (nginx)", where there can be several.
+    pub fn name_of(&self, tgid: u32) -> Option<String> {
+        let found = self
+            .processes
+            .binary_search_by_key(&tgid, |process| process.tgid);
+        found
+            .ok()
+            .map(|at| format!("pid {tgid} ({})", self.processes[at].name))
+    }
+
+    /// The resident memory of all processes in bytes; what they share counts in each.
+    fn rss_bytes(&self) -> Option<u64> {
+        let all = self
+            .pids
+            .iter()
+            .filter_map(|pid| memory::resident_bytes(*pid));
+        all.reduce(u64::saturating_add)
+    }
+
+    /// What is left to the process that has the least.
+    pub fn headroom(&self) -> Option<Headroom> {
+        let all = self.pids.iter().take(MOST_LIMITS);
+        all.filter_map(|pid| memory::headroom(*pid))
+            .min_by_key(|headroom| headroom.bytes)
+    }
 }
 
 impl Outputs {
@@ -63,7 +106,14 @@ impl Outputs {
             history: (!options.live.no_growth).then(History::default),
             began_ns,
             sort: options.reporting.sort,
-            top: options.reporting.top,
+            limits: Limits {
+                stacks: options.reporting.top,
+                processes: options
+                    .many_processes()
+                    .then_some(options.reporting.top_processes),
+            },
+            ended: Vec::new(),
+            ended_processes: Vec::new(),
             failed: false,
         })
     }
@@ -74,59 +124,141 @@ impl Outputs {
     }
 
     /// How many stacks a report must name for what was asked: all of them, or those that are shown.
-    pub fn stacks_to_name(&self) -> usize {
-        if self.run.needs_names() {
-            usize::MAX
-        } else {
-            self.top
+    pub fn to_name(&self) -> Limits {
+        match self.run.needs_names() {
+            true => Limits {
+                stacks: usize::MAX,
+                processes: None,
+            },
+            false => self.limits,
         }
     }
 
-    /// Takes a snapshot and the report made of it, of as many stacks as [`Outputs::stacks_to_name`] says. Gives the
-    /// part of the report to print.
-    pub fn take(&mut self, snapshot: &Snapshot, report: Report, occasion: Occasion) -> Report {
-        if let (Some(history), false) = (&mut self.history, occasion.reason == Reason::Final) {
+    /// Whether every report must hold all processes, and not only those to show.
+    pub fn needs_reports(&self) -> bool {
+        self.run.needs_reports()
+    }
+
+    /// Forgets how processes grew that have ended.
+    pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
+        if let Some(history) = &mut self.history {
+            history.forget(|tgid| ended.contains_key(&tgid));
+        }
+    }
+
+    /// Takes a snapshot and the report made of it, of as many stacks as [`Outputs::to_name`] says. Gives the part
+    /// of the report to print.
+    pub fn take(&mut self, snapshot: &Snapshot, report: Report, occasion: &Occasion) -> Report {
+        let counts = occasion.reason != Reason::Final && !occasion.ended_only;
+        if let (Some(history), true) = (&mut self.history, counts) {
             history.push(snapshot);
         }
         if self.run.needs_reports() {
             let moment = Moment {
                 elapsed_ns: occasion.now_ns.saturating_sub(self.began_ns),
                 reason: occasion.reason,
-                rss_bytes: occasion.pid.and_then(memory::resident_bytes),
-                headroom: occasion.pid.and_then(memory::headroom),
+                rss_bytes: occasion.rss_bytes(),
+                headroom: occasion.headroom(),
             };
-            if let Err(error) = self.run.push(&report, moment) {
+            if let Err(error) = self.run.push(&self.with_ended(&report), moment) {
                 say!("{error:#}");
                 self.failed = true;
             }
+            self.keep_ended(&report);
         }
         if occasion.reason == Reason::Mark {
             self.run.mark(&report);
         }
-        self.shown(report)
+        self.shown(report, occasion.ended_only)
     }
 
-    fn shown(&self, report: Report) -> Report {
+    /// A report with what the processes held that ended before it: what they left behind is not forgotten at the end.
+    fn with_ended(&self, report: &Report) -> Report {
+        let mut report = report.clone();
+        if self.ended_processes.is_empty() {
+            return report;
+        }
+        report.entries.extend(self.ended.iter().cloned());
+        report
+            .entries
+            .sort_by_key(|entry| (entry.bytes, entry.count));
+        report.total_stacks += self.ended.len() as u64;
+        for entry in &self.ended {
+            report.total_bytes = report.total_bytes.saturating_add(entry.bytes);
+            report.total_count = report.total_count.saturating_add(entry.count);
+        }
+        let known: Vec<ProcessEntry> = std::mem::take(&mut report.processes);
+        let is_known = |tgid: u32| known.iter().any(|process| process.tgid == tgid);
+        report.processes = self
+            .ended_processes
+            .iter()
+            .filter(|process| !is_known(process.tgid))
+            .cloned()
+            .collect();
+        report.processes.extend(known);
+        report.processes.sort_by_key(|process| process.tgid);
+        report.sum_processes();
+        report
+    }
+
+    /// Keeps what ended processes hold in their last report.
+    fn keep_ended(&mut self, report: &Report) {
+        let ended = |tgid: u32| {
+            let found = report
+                .processes
+                .binary_search_by_key(&tgid, |process| process.tgid);
+            found.is_ok_and(|at| report.processes[at].ended)
+        };
+        let entries = report.entries.iter().filter(|entry| ended(entry.tgid));
+        self.ended.extend(entries.cloned());
+        let holding = report.processes.iter();
+        self.ended_processes.extend(
+            holding
+                .filter(|process| process.ended && process.count > 0)
+                .cloned(),
+        );
+        if self.ended.len() > MOST_OF_ENDED {
+            self.ended.sort_by_key(|entry| (entry.bytes, entry.count));
+            let dropped = self.ended.len() - MOST_OF_ENDED;
+            self.ended.drain(..dropped);
+            say!(
+                "warning: {dropped} of the smallest stacks of ended processes are left out of outputs and gates"
+            );
+        }
+    }
+
+    fn shown(&self, mut report: Report, ended_only: bool) -> Report {
+        if ended_only {
+            report.processes.retain(|process| process.ended);
+            let processes = &report.processes;
+            let ended = |tgid: &u32| {
+                processes
+                    .binary_search_by_key(tgid, |process| process.tgid)
+                    .is_ok()
+            };
+            report.entries.retain(|entry| ended(&entry.tgid));
+            report.allocations.retain(|listed| ended(&listed.tgid));
+        }
         if !self.run.needs_names() {
             return report;
         }
         let mut shown = self.run.shown(report);
+        shown.sum_processes();
         // A comparison changes figures, and with them the order by bytes that it leaves.
         if self.sort == SortKey::Count {
             shown
                 .entries
                 .sort_by_key(|entry| (entry.count, entry.bytes));
         }
-        shown
-            .entries
-            .drain(..shown.entries.len().saturating_sub(self.top));
-        shown.top = self.top;
+        self.limits
+            .cut(&mut shown.entries, |entry| (entry.tgid, entry.bytes));
+        shown.top = self.limits.stacks;
         shown
     }
 
     /// The growing stacks to name, most severe first, and the limit that their times left are about; none before
     /// the third report.
-    pub fn growing(&self, pid: Option<u32>) -> (Vec<(Key, Growth)>, Option<Limit>) {
+    pub fn growing(&self, headroom: Option<Headroom>) -> (Vec<(Key, Growth)>, Option<Limit>) {
         let Some(history) = self
             .history
             .as_ref()
@@ -134,7 +266,6 @@ impl Outputs {
         else {
             return (Vec::new(), None);
         };
-        let headroom: Option<Headroom> = pid.and_then(memory::headroom);
         let mut growing = history.growing(headroom.map(|headroom| headroom.bytes));
         growing.truncate(MOST_GROWING);
         (growing, headroom.map(|headroom| headroom.limit))
@@ -169,10 +300,12 @@ fn header(options: &Options, pid: Option<u32>, started: WallTime) -> Header {
     let uname = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
     let (kind, command) = match &options.target {
-        TargetOption::Process(_) => (
+        TargetOption::Processes(_) => (
             TargetKind::Process,
             pid.map(command_line).unwrap_or_default(),
         ),
+        TargetOption::Chosen(Choice::All) => (TargetKind::System, Vec::new()),
+        TargetOption::Chosen(_) => (TargetKind::Process, Vec::new()),
         TargetOption::Command(words) => (
             TargetKind::Command,
             words

@@ -31,8 +31,10 @@ pub struct Estimate {
     pub elapsed: Duration,
     /// Time in BPF, where the kernel tells.
     pub in_bpf: Option<Duration>,
-    /// Share of the target's CPU time, from 0 to 1, where that is long enough to tell.
+    /// Share of the CPU time, from 0 to 1, where that is long enough to tell.
     pub share: Option<f64>,
+    /// Whether that is the machine's CPU time, and not the target's.
+    pub of_machine: bool,
 }
 
 impl fmt::Display for Estimate {
@@ -43,11 +45,12 @@ impl fmt::Display for Estimate {
         if let Some(in_bpf) = self.in_bpf {
             write!(f, ", {:.1} ms in BPF", in_bpf.as_secs_f64() * 1e3)?;
         }
+        let whose = if self.of_machine { "machine" } else { "target" };
         match self.share {
-            Some(share) => write!(f, ", about {:.1}% of the target's CPU time", share * 100.0),
+            Some(share) => write!(f, ", about {:.1}% of the {whose}'s CPU time", share * 100.0),
             None => write!(
                 f,
-                ", the target used too little CPU time to tell the share of it"
+                ", the {whose} used too little CPU time to tell the share of it"
             ),
         }
     }
@@ -55,7 +58,8 @@ impl fmt::Display for Estimate {
 
 /// Keeps the estimate.
 pub struct Overhead {
-    pid: u32,
+    /// Whose CPU time is looked at; none: the machine's.
+    pid: Option<u32>,
     statistics: Option<Statistics>,
     throughout: bool,
     run_time: RunTime,
@@ -73,8 +77,9 @@ struct Reading {
 }
 
 impl Overhead {
-    /// Begins. With `throughout`, the kernel's statistics stay on.
-    pub fn start(pid: u32, throughout: bool) -> Self {
+    /// Begins, beside a process or, without one, beside all that the machine does. With `throughout`, the kernel's
+    /// statistics stay on.
+    pub fn start(pid: Option<u32>, throughout: bool) -> Self {
         let begun = Reading {
             at: monotonic(),
             activity: Activity::default(),
@@ -121,8 +126,11 @@ impl Overhead {
             // once it has gone, what was read last has to do
             cpu: cpu_time(self.pid).unwrap_or(self.previous.cpu),
         };
-        let recent = estimate(&self.previous, &now, self.run_time, trap);
-        let total = estimate(&self.begun, &now, self.run_time, trap);
+        let since = |from| Estimate {
+            of_machine: self.pid.is_none(),
+            ..estimate(from, &now, self.run_time, trap)
+        };
+        let (recent, total) = (since(&self.previous), since(&self.begun));
         self.previous = now;
         Ok((recent, total))
     }
@@ -145,11 +153,33 @@ fn estimate(from: &Reading, to: &Reading, run_time: RunTime, trap: TrapCost) -> 
         elapsed: to.at.saturating_sub(from.at),
         in_bpf: bpf_ns.map(|ns| Duration::from_nanos(ns as u64)),
         share,
+        of_machine: false,
     }
 }
 
-/// User and system time of a process in all its threads, living or not yet reaped.
-fn cpu_time(pid: u32) -> Option<Duration> {
+/// The time that all CPUs were at work for anybody.
+fn busy_time() -> Option<Duration> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let mut fields = stat
+        .strip_prefix("cpu ")?
+        .split_ascii_whitespace()
+        .map_while(|field| field.parse::<u64>().ok());
+    let mut ticks = 0;
+    // user, nice and system; then, past idle and iowait, interrupts and what a host took
+    for skipped in [0, 0, 0, 2, 0] {
+        ticks += fields.nth(skipped)?;
+    }
+    let per_second = rustix::param::clock_ticks_per_second().max(1);
+    Some(Duration::from_nanos(
+        ticks.saturating_mul(1_000_000_000) / per_second,
+    ))
+}
+
+/// User and system time of a process, or of all that the machine runs, in all its threads, living or not yet reaped.
+fn cpu_time(pid: Option<u32>) -> Option<Duration> {
+    let Some(pid) = pid else {
+        return busy_time();
+    };
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // the second field is a name in parentheses that can hold anything
     let (_, fields) = stat.rsplit_once(')')?;
@@ -237,7 +267,9 @@ mod tests {
 
     #[test]
     fn own_cpu_time_can_be_read() {
-        assert!(cpu_time(std::process::id()).is_some());
-        assert_eq!(cpu_time(0), None);
+        assert!(cpu_time(Some(std::process::id())).is_some());
+        assert_eq!(cpu_time(Some(0)), None);
+        let machine = cpu_time(None).unwrap();
+        assert!(machine > cpu_time(Some(std::process::id())).unwrap());
     }
 }

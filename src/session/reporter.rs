@@ -1,6 +1,7 @@
 //! A report's way from a snapshot to the user: ranked, named, handed to the outputs, printed, with what grows behind.
 //! The same for processes and the kernel; takes no snapshot, knows no stack, reads no clock.
 
+use std::collections::BTreeMap;
 use std::io::{self, BufWriter, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use crate::analysis::history::Key;
 use crate::analysis::rank;
 use crate::options::Reporting;
 use crate::output::{growth, warning, write_call, write_text};
-use crate::report::{Entry, Frame, ListedAllocation, Report};
+use crate::report::{Entry, Frame, ListedAllocation, ProcessEntry, Report};
 use crate::snapshot::{Snapshot, StackId, Usage};
 use crate::stderr::say;
 use crate::trace::Call;
@@ -106,18 +107,30 @@ impl<'a> Reporter<'a> {
     pub fn report(
         &mut self,
         snapshot: &Snapshot,
-        occasion: Occasion,
+        occasion: &Occasion,
         names: &mut impl Names,
     ) -> Result<()> {
-        let report = self.name(snapshot, names)?;
+        let report = self.name(snapshot, &occasion.processes, names)?;
         let report = self.outputs.take(snapshot, report, occasion);
         write_text(&report, &mut self.out)?;
-        self.write_growth(snapshot, occasion.pid, names)?;
+        if !occasion.ended_only {
+            self.write_growth(snapshot, occasion, names)?;
+        }
         self.out.flush()?;
         if let Some(warning) = warning(&report.losses) {
             say!("warning: {warning}");
         }
         Ok(())
+    }
+
+    /// Whether every snapshot must hold all processes.
+    pub fn needs_all(&self) -> bool {
+        self.outputs.needs_reports()
+    }
+
+    /// Forgets processes that have got their last report.
+    pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
+        self.outputs.forget(ended);
     }
 
     /// Ends the outputs; gives the exit status, if that is not the session's own to say.
@@ -129,17 +142,23 @@ impl<'a> Reporter<'a> {
     }
 
     /// Ranks a snapshot and names what will be shown.
-    fn name(&self, snapshot: &Snapshot, names: &mut impl Names) -> Result<Report> {
-        let ranking = rank(snapshot, self.reporting.sort, self.outputs.stacks_to_name());
+    fn name(
+        &self,
+        snapshot: &Snapshot,
+        processes: &[ProcessEntry],
+        names: &mut impl Names,
+    ) -> Result<Report> {
+        let ranking = rank(snapshot, self.reporting.sort, self.outputs.to_name());
         let mut entries = Vec::new();
         for usage in &ranking.shown {
             entries.push(entry(usage, names)?);
         }
         let mut allocations = Vec::new();
-        for (stack, allocation) in ranking.allocations {
+        for (tgid, stack, allocation) in ranking.allocations {
             let cache = names.cache(stack)?;
             let allocator = names.allocator(stack)?;
             allocations.push(ListedAllocation {
+                tgid,
                 allocation,
                 cache,
                 allocator,
@@ -148,6 +167,7 @@ impl<'a> Reporter<'a> {
         Ok(Report {
             time: snapshot.time,
             top: self.reporting.top,
+            processes: with_figures(processes, &snapshot.usage),
             allocations,
             entries,
             total_stacks: ranking.total_stacks,
@@ -162,10 +182,10 @@ impl<'a> Reporter<'a> {
     fn write_growth(
         &mut self,
         snapshot: &Snapshot,
-        pid: Option<u32>,
+        occasion: &Occasion,
         names: &mut impl Names,
     ) -> Result<()> {
-        let (growing, limit) = self.outputs.growing(pid);
+        let (growing, limit) = self.outputs.growing(occasion.headroom());
         let mut findings = Vec::new();
         for (key, growth) in growing {
             if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
@@ -174,8 +194,24 @@ impl<'a> Reporter<'a> {
             }
         }
         let findings = self.outputs.filter_growing(findings);
-        Ok(growth::write(&findings, limit, &mut self.out)?)
+        let named = |tgid| occasion.name_of(tgid);
+        Ok(growth::write(&findings, limit, named, &mut self.out)?)
     }
+}
+
+/// Processes with what each of them holds.
+fn with_figures(processes: &[ProcessEntry], usage: &[Usage]) -> Vec<ProcessEntry> {
+    let mut processes = processes.to_vec();
+    for usage in usage {
+        let found = processes.binary_search_by_key(&usage.tgid, |process| process.tgid);
+        if let Ok(at) = found {
+            let process = &mut processes[at];
+            process.stacks += 1;
+            process.bytes = process.bytes.saturating_add(usage.bytes);
+            process.count = process.count.saturating_add(usage.count);
+        }
+    }
+    processes
 }
 
 /// Names what a stack holds.

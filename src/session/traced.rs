@@ -1,23 +1,26 @@
-//! The target of a session, from the user's words to a process that is held or running, with the objects
-//! that it maps.
+//! The target of a session, from the user's words to processes that are held or running. Who joins them later is
+//! `choice`'s and the tracer's to say.
 
 use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
+use super::probing;
 use super::wait::{self, Interrupts, Wake};
 use crate::options::TargetOption;
 use crate::probes::Candidate;
 use crate::stderr::say;
 use crate::target::{Ending, HeldCommand, Mappings, Process, objects_of_command};
 
-/// A process under trace.
+/// Whom tracing begins with.
 pub enum Traced {
-    /// One that was running before.
-    Process(Process),
+    /// Processes that were running before; never none.
+    Processes(Vec<Process>),
     /// One that memleak starts.
     Command(HeldCommand),
+    /// Whoever fits.
+    Whoever,
 }
 
 impl Traced {
@@ -27,15 +30,20 @@ impl Traced {
     /// Fails when there is no such process or command, or when what it maps can't be found out.
     pub fn open(target: &TargetOption, mappings: &mut Mappings) -> Result<(Self, Vec<Candidate>)> {
         match target {
-            TargetOption::Process(pid) => {
-                let process = Process::open(*pid)?;
-                let read = mappings.read(*pid);
-                if process.has_ended() {
-                    bail!("process {pid} has ended");
+            TargetOption::Processes(pids) => {
+                let mut processes = Vec::new();
+                let mut candidates = Vec::new();
+                for pid in pids {
+                    let process = Process::open(*pid)?;
+                    let read = mappings.read(*pid);
+                    if process.has_ended() {
+                        bail!("process {pid} has ended");
+                    }
+                    read.with_context(|| unreadable_map(*pid))?;
+                    candidates.extend(probing::candidates(&mappings.objects(*pid)));
+                    processes.push(process);
                 }
-                read.with_context(|| unreadable_map(*pid))?;
-                let candidates = mapped_objects(mappings, *pid);
-                Ok((Self::Process(process), candidates))
+                Ok((Self::Processes(processes), candidates))
             }
             TargetOption::Command(words) => {
                 let (command, path) = HeldCommand::start(words)?;
@@ -47,6 +55,7 @@ impl Traced {
                     });
                 Ok((Self::Command(command), candidates.collect()))
             }
+            TargetOption::Chosen(_) => Ok((Self::Whoever, Vec::new())),
             TargetOption::Kernel => {
                 bail!("the kernel is no process")
             }
@@ -56,25 +65,51 @@ impl Traced {
     /// What the target maps by now: a process that has just executed its program had yet to map the rest. A command is
     /// held, so nothing changes.
     pub fn look_again(&self, mappings: &mut Mappings) -> Option<Vec<Candidate>> {
-        let Self::Process(process) = self else {
+        let Self::Processes(processes) = self else {
             return None;
         };
-        mappings.read(process.pid()).ok()?;
-        Some(mapped_objects(mappings, process.pid()))
+        let mut candidates = Vec::new();
+        for process in processes {
+            mappings.read(process.pid()).ok()?;
+            candidates.extend(probing::candidates(&mappings.objects(process.pid())));
+        }
+        Some(candidates)
     }
 
-    /// The process.
-    pub fn process(&self) -> &Process {
+    /// The processes that the user named or started.
+    pub fn processes(&self) -> &[Process] {
         match self {
-            Self::Process(process) => process,
-            Self::Command(command) => command.process(),
+            Self::Processes(processes) => processes,
+            Self::Command(command) => std::slice::from_ref(command.process()),
+            Self::Whoever => &[],
         }
+    }
+
+    /// Their ids.
+    pub fn pids(&self) -> Vec<u32> {
+        self.processes().iter().map(Process::pid).collect()
+    }
+
+    /// Fails if one of them has ended.
+    pub fn still_lives(&self) -> Result<()> {
+        match self.processes().iter().find(|process| process.has_ended()) {
+            Some(process) => bail!(
+                "process {} ended while memleak was attaching to it",
+                process.pid()
+            ),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the session ends when nobody is left to trace: there is nobody to wait for.
+    pub fn is_finite(&self) -> bool {
+        !matches!(self, Self::Whoever)
     }
 
     /// Lets a held command run.
     pub fn release(&mut self) -> Result<()> {
         match self {
-            Self::Process(_) => Ok(()),
+            Self::Processes(_) | Self::Whoever => Ok(()),
             Self::Command(command) => command.release(),
         }
     }
@@ -126,17 +161,4 @@ fn unreadable_map(pid: u32) -> String {
         false => " (another user's takes CAP_SYS_PTRACE as well)",
     };
     format!("failed to read the memory map of process {pid}{hint}")
-}
-
-fn mapped_objects(mappings: &Mappings, pid: u32) -> Vec<Candidate> {
-    mappings
-        .objects(pid)
-        .iter()
-        .filter_map(|object| {
-            Some(Candidate {
-                path: object.openable_path()?,
-                shown: object.path.clone(),
-            })
-        })
-        .collect()
 }

@@ -1,6 +1,7 @@
 //! Keeps the unwinder's tables in step with what the target maps.
 //! Knows neither the tables' contents nor how mappings are found out.
 
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
@@ -13,10 +14,15 @@ use crate::stderr::say;
 use crate::target::{Mapping, Mappings};
 use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};
 
+/// Processes that the tracer is told of at the most: each takes a quarter of a MiB. In others the unwinder finds its
+/// way by asking the kernel, which takes longer.
+const MOST_DESCRIBED: usize = 128;
+
 /// What the tracer was told.
 #[derive(Default)]
 pub struct Unwinding {
-    revision: Option<u64>,
+    /// By process, the state of its mappings.
+    told: HashMap<u32, u64>,
 }
 
 impl Unwinding {
@@ -35,28 +41,74 @@ impl Unwinding {
         tracer.load_tables(files, report_progress)
     }
 
-    /// Tells the tracer what a process maps, if it has changed or the tracer has met code it doesn't know.
+    /// Reads anew what processes map in which the tracer has met code that it doesn't know. Gives those processes.
+    ///
+    /// # Errors
+    /// Fails when the kernel's reports can't be read.
+    pub fn learn(
+        &self,
+        tracer: &mut Tracer<'_>,
+        mappings: &mut Mappings,
+        wanted: impl Fn(u32) -> bool,
+    ) -> Result<BTreeSet<u32>> {
+        let mut unknown = match tracer.wants_tables() {
+            true => tracer.take_unknown_code()?,
+            false => BTreeSet::new(),
+        };
+        unknown.retain(|pid| wanted(*pid));
+        for pid in &unknown {
+            // the process may be gone by now, and with it the need
+            let _ = mappings.read(*pid);
+        }
+        Ok(unknown)
+    }
+
+    /// Loads the tables of what a process maps. That is enough where the unwinder can ask for the rest.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses memory.
+    pub fn load(&self, tracer: &mut Tracer<'_>, mappings: &Mappings, pid: u32) -> Result<()> {
+        if !tracer.wants_tables() {
+            return Ok(());
+        }
+        let objects = mappings.objects(pid);
+        let files = objects
+            .iter()
+            .filter_map(|object| Some((object.identity()?, object.openable_path()?)));
+        tracer.load_tables(files, report_progress)
+    }
+
+    /// Whether the tracer is told of a process already.
+    pub fn knows(&self, pid: u32) -> bool {
+        self.told.contains_key(&pid)
+    }
+
+    /// Processes that have ended have no mappings.
+    pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
+        self.told.retain(|pid, _| !ended.contains_key(pid));
+    }
+
+    /// Tells the tracer what a process maps, if that has changed.
     ///
     /// # Errors
     /// Fails when the kernel refuses memory.
     pub fn refresh(
         &mut self,
         tracer: &mut Tracer<'_>,
-        mappings: &mut Mappings,
+        mappings: &Mappings,
         pid: u32,
     ) -> Result<()> {
         if !tracer.wants_tables() {
             return Ok(());
         }
-        if tracer.take_unknown_code()?.contains(&pid) {
-            // the process may be gone by now, and with it the need
-            let _ = mappings.read(pid);
-        }
-        let revision = mappings.revision();
-        if self.revision == Some(revision) {
+        let revision = mappings.revision(pid);
+        if self.told.get(&pid) == Some(&revision) {
             return Ok(());
         }
-        self.revision = Some(revision);
+        if !self.knows(pid) && self.told.len() >= MOST_DESCRIBED {
+            return self.load(tracer, mappings, pid);
+        }
+        self.told.insert(pid, revision);
         let code: Vec<CodeMapping> = mappings
             .layout(pid)
             .into_iter()

@@ -1,5 +1,5 @@
-//! The kernel's announcements of new code mappings and of exec, machine-wide, as perf reports them.
-//! They reach `Mappings` even when the process is gone before anybody could look at its /proc.
+//! The kernel's announcements of new code mappings, of fork, exec and exit, machine-wide, as perf reports them.
+//! They come even when the process is gone before anybody could look at its /proc.
 
 use std::fs;
 use std::io;
@@ -11,7 +11,7 @@ use perf_event::data::{Mmap2, Record};
 use perf_event::events::Software;
 use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
-use super::mappings::{MappingRecord, Mappings};
+use super::mappings::MappingRecord;
 
 /// Bytes of ring buffer per CPU: about a thousand announcements, of which each exec makes a few.
 const RING_BYTES: usize = 128 * 1024;
@@ -19,20 +19,40 @@ const RING_BYTES: usize = 128 * 1024;
 /// The kernel's flag, in a comm record, for a name that changed because of exec (PERF_RECORD_MISC_COMM_EXEC).
 const COMM_EXEC: u16 = 1 << 13;
 
-/// A process executed another program: all that it had mapped is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Exec {
-    /// The process.
-    pub pid: u32,
+/// Times that the rings are read over again while news keeps coming.
+const MAX_PASSES: usize = 16;
+
+/// Something that happened to a process.
+#[derive(Clone, Debug)]
+pub struct Event {
     /// When, in ns of CLOCK_MONOTONIC.
     pub time_ns: u64,
+    /// The process.
+    pub pid: u32,
+    /// What.
+    pub what: What,
 }
 
-/// What else was announced beside mappings.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What can happen to a process.
+#[derive(Clone, Debug)]
+pub enum What {
+    /// It has mapped code.
+    Mapped(MappingRecord),
+    /// It executes another program, and is called by its name: all that it had mapped is gone.
+    Executed(String),
+    /// It has given itself another name.
+    Renamed(String),
+    /// It was made by this process, with all that it maps.
+    ForkedFrom(u32),
+    /// One of its threads has ended.
+    ThreadEnded,
+}
+
+/// What has been announced.
+#[derive(Clone, Debug, Default)]
 pub struct News {
     /// In the order in which it happened.
-    pub executed: Vec<Exec>,
+    pub events: Vec<Event>,
     /// Announcements, of any process, that found no room.
     pub lost: u64,
 }
@@ -43,52 +63,53 @@ pub struct MappingEvents {
 }
 
 impl MappingEvents {
-    /// Starts collecting.
+    /// Starts collecting; with `lives`, also who was forked and who has ended.
     ///
     /// # Errors
     /// Fails without CAP_PERFMON, or where perf events are not built into the kernel.
-    pub fn start() -> Result<Self> {
+    pub fn start(lives: bool) -> Result<Self> {
         let rings = online_cpus()?
             .into_iter()
-            .map(open_ring)
+            .map(|cpu| open_ring(cpu, lives))
             .collect::<io::Result<Vec<_>>>()
             .context("failed to follow the mappings of processes (is CAP_PERFMON missing?)")?;
         Ok(Self { rings })
     }
 
-    /// Hands over what has been announced since the last call, for the processes that `wanted` names.
-    pub fn drain(&mut self, mappings: &mut Mappings, wanted: impl Fn(u32) -> bool) -> News {
-        let mut announcements = Vec::new();
-        let (mut executed, mut lost) = (Vec::new(), 0);
-        for ring in &mut self.rings {
-            while let Some(record) = ring.next_record() {
-                let time_ns = trailing_time(&record.to_contiguous());
-                let misc = record.misc();
-                match record.parse_record() {
-                    Ok(Record::Comm(comm)) if misc & COMM_EXEC != 0 && wanted(comm.pid) => {
-                        announcements.push((time_ns, comm.pid, Announcement::Exec));
-                    }
-                    Ok(Record::Mmap2(event)) if wanted(event.pid) => {
-                        let mapped = Announcement::Mapped(record_of(&event, time_ns));
-                        announcements.push((time_ns, event.pid, mapped));
-                    }
-                    Ok(Record::Lost(record)) => lost += record.lost,
-                    _ => {}
-                }
+    /// Hands over what has been announced since the last call, of the processes that `wanted` names.
+    pub fn drain(&mut self, wanted: impl Fn(u32) -> bool) -> News {
+        let mut news = News::default();
+        // What one ring tells can be the outcome of what another has got since it was read: once a pass over all of
+        // them brings nothing new, nothing is missing before the last that is known.
+        for _ in 0..MAX_PASSES {
+            if !self.read(&wanted, &mut news) {
+                break;
             }
         }
         // a process that moves between CPUs leaves its traces in several rings
-        announcements.sort_by_key(|(time_ns, ..)| *time_ns);
-        for (time_ns, pid, announcement) in announcements {
-            match announcement {
-                Announcement::Exec => {
-                    mappings.forget(pid);
-                    executed.push(Exec { pid, time_ns });
+        news.events.sort_by_key(|event| event.time_ns);
+        news
+    }
+
+    /// Reads what the rings hold; tells whether that was anything.
+    fn read(&mut self, wanted: &impl Fn(u32) -> bool, news: &mut News) -> bool {
+        let mut any = false;
+        for ring in &mut self.rings {
+            while let Some(record) = ring.next_record() {
+                any = true;
+                let time_ns = trailing_time(&record.to_contiguous());
+                let misc = record.misc();
+                match record.parse_record() {
+                    Ok(Record::Lost(record)) => news.lost += record.lost,
+                    Ok(record) => {
+                        let event = event_of(&record, misc, time_ns);
+                        news.events.extend(event.filter(|event| wanted(event.pid)));
+                    }
+                    Err(_) => {}
                 }
-                Announcement::Mapped(record) => mappings.add(pid, record),
             }
         }
-        News { executed, lost }
+        any
     }
 
     /// Descriptors that become readable when something is announced.
@@ -101,9 +122,23 @@ impl MappingEvents {
     }
 }
 
-enum Announcement {
-    Exec,
-    Mapped(MappingRecord),
+/// None for what tells nothing of a process as a whole.
+fn event_of(record: &Record<'_>, misc: u16, time_ns: u64) -> Option<Event> {
+    let (pid, what) = match record {
+        Record::Mmap2(event) => (event.pid, What::Mapped(record_of(event, time_ns))),
+        Record::Comm(comm) => {
+            let name = String::from_utf8_lossy(&comm.comm).into_owned();
+            match misc & COMM_EXEC {
+                0 if comm.pid != comm.tid => return None,
+                0 => (comm.pid, What::Renamed(name)),
+                _ => (comm.pid, What::Executed(name)),
+            }
+        }
+        Record::Fork(fork) if fork.pid != fork.ppid => (fork.pid, What::ForkedFrom(fork.ppid)),
+        Record::Exit(exit) => (exit.pid, What::ThreadEnded),
+        _ => return None,
+    };
+    Some(Event { time_ns, pid, what })
 }
 
 fn record_of(event: &Mmap2<'_>, since_ns: u64) -> MappingRecord {
@@ -124,7 +159,7 @@ fn trailing_time(record: &[u8]) -> u64 {
         .map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
-fn open_ring(cpu: usize) -> io::Result<Sampler> {
+fn open_ring(cpu: usize, lives: bool) -> io::Result<Sampler> {
     let mut ring = Builder::new(Software::DUMMY)
         .any_pid()
         .one_cpu(cpu)
@@ -132,6 +167,7 @@ fn open_ring(cpu: usize) -> io::Result<Sampler> {
         .mmap2(true)
         .comm(true)
         .comm_exec(true)
+        .task(lives)
         .sample(SampleFlag::TIME)
         .clockid(Clock::MONOTONIC)
         .sample_id_all(true)

@@ -79,8 +79,17 @@ pub struct MappingRecord {
 /// What every traced process maps, or has mapped.
 #[derive(Default)]
 pub struct Mappings {
-    processes: HashMap<u32, Vec<Mapping>>,
+    processes: HashMap<u32, ProcessMappings>,
     objects: HashMap<(u64, u64, PathBuf), Arc<ObjectFile>>,
+    opened: usize,
+    revision: u64,
+}
+
+/// What one process maps, or has mapped.
+#[derive(Clone, Default)]
+struct ProcessMappings {
+    /// In the order in which they came.
+    list: Vec<Mapping>,
     revision: u64,
 }
 
@@ -104,7 +113,8 @@ impl Mappings {
     /// Adds a mapping. It takes the place of what was at its addresses before.
     pub fn add(&mut self, pid: u32, record: MappingRecord) {
         let object = self.object(pid, &record);
-        let mappings = self.processes.entry(pid).or_default();
+        let process = self.processes.entry(pid).or_default();
+        let mappings = &mut process.list;
         let new = Mapping {
             range: record.range,
             offset: record.offset,
@@ -129,25 +139,49 @@ impl Mappings {
             _ => {
                 mappings.push(new);
                 self.revision += 1;
+                process.revision = self.revision;
             }
         }
     }
 
-    /// Forgets what a process mapped: it has executed another program.
+    /// Forgets what a process mapped: it has executed another program, or has ended.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
-        self.revision += 1;
     }
 
-    /// A number that changes whenever a mapping is added or a process's are forgotten.
-    pub fn revision(&self) -> u64 {
-        self.revision
+    /// A process was forked, and maps what its parent does.
+    pub fn fork(&mut self, parent: u32, child: u32) {
+        if let Some(mappings) = self.processes.get(&parent) {
+            self.processes.insert(child, mappings.clone());
+        }
+    }
+
+    /// A number that changes whenever a process maps something else, and that no other state of it has; 0 where nothing
+    /// is known of it.
+    pub fn revision(&self, pid: u32) -> u64 {
+        self.processes
+            .get(&pid)
+            .map_or(0, |process| process.revision)
+    }
+
+    /// Closes files that no process is known to map any more, once there are more than `most` of them.
+    pub fn close_unused(&mut self, most: usize) {
+        if self.objects.len() > most {
+            self.objects
+                .retain(|_, object| Arc::strong_count(object) > 1);
+        }
+    }
+
+    fn of(&self, pid: u32) -> &[Mapping] {
+        self.processes
+            .get(&pid)
+            .map_or(&[], |process| process.list.as_slice())
     }
 
     /// What a process maps at each address, as far as is known: without what later mappings have covered.
     pub fn layout(&self, pid: u32) -> Vec<Mapping> {
         let mut layout: Vec<Mapping> = Vec::new();
-        for mapping in self.processes.get(&pid).into_iter().flatten() {
+        for mapping in self.of(pid) {
             layout = layout
                 .into_iter()
                 .flat_map(|older| without(older, &mapping.range))
@@ -161,7 +195,7 @@ impl Mappings {
     /// The mapping of a process that covered an address at a time in ns of CLOCK_MONOTONIC; where all that are known
     /// came later, the first of them.
     pub fn find(&self, pid: u32, address: u64, at_ns: u64) -> Option<&Mapping> {
-        let mappings = self.processes.get(&pid)?;
+        let mappings = self.of(pid);
         let covering = || {
             mappings
                 .iter()
@@ -176,7 +210,7 @@ impl Mappings {
     /// The distinct files that a process maps, in the order in which they were mapped.
     pub fn objects(&self, pid: u32) -> Vec<Arc<ObjectFile>> {
         let mut objects: Vec<Arc<ObjectFile>> = Vec::new();
-        for mapping in self.processes.get(&pid).into_iter().flatten() {
+        for mapping in self.of(pid) {
             let known = objects
                 .iter()
                 .any(|known| Arc::ptr_eq(known, &mapping.object));
@@ -188,7 +222,8 @@ impl Mappings {
     }
 
     fn object(&mut self, pid: u32, record: &MappingRecord) -> Arc<ObjectFile> {
-        let id = self.objects.len();
+        let id = self.opened;
+        self.opened += 1;
         let key = (record.device, record.inode, record.path.clone());
         let object = self
             .objects

@@ -1,6 +1,7 @@
 //! Who is traced: a running process or a command that is started held, and what it maps over time.
 //! Nothing here knows of BPF, probes or symbols.
 
+pub mod cgroups;
 mod command;
 mod linked;
 mod mapping_events;
@@ -11,10 +12,10 @@ mod process;
 
 pub use command::HeldCommand;
 pub use linked::objects_of_command;
-pub use mapping_events::{Exec, MappingEvents};
+pub use mapping_events::{Event, MappingEvents, What};
 pub use mappings::{Mapping, Mappings, ObjectFile};
 pub use names::Names;
-pub use process::Process;
+pub use process::{Process, descendants, is_kernel_thread, name, running};
 
 /// How a traced program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

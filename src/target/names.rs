@@ -19,10 +19,6 @@ pub struct Names {
     pub steps: [u64; 256],
 }
 
-#[allow(
-    dead_code,
-    reason = "for sessions of several processes, which come next"
-)]
 impl Names {
     /// The automaton for patterns. None when they are too long together: 64 characters, and one for each pattern.
     pub fn new<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Option<Self> {

@@ -80,6 +80,41 @@ impl AsFd for Process {
     }
 }
 
+/// The processes that run now, as far as /proc shows them.
+pub fn running() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// What a process is called: at most 15 bytes; none when it has ended.
+pub fn name(pid: u32) -> Option<String> {
+    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
+    let name = name.strip_suffix(b"\n").unwrap_or(&name);
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
+/// Children, their children and so on.
+pub fn descendants(pids: &[u32]) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = running()
+        .into_iter()
+        .filter_map(|pid| Some((pid, status_field(pid, "PPid")?.parse().ok()?)))
+        .collect();
+    let mut family = pids.to_vec();
+    let mut at = 0;
+    while let Some(&parent) = family.get(at) {
+        let children = parents.iter().filter(|(_, of)| *of == parent);
+        for (child, _) in children {
+            if !family.contains(child) {
+                family.push(*child);
+            }
+        }
+        at += 1;
+    }
+    family.split_off(pids.len())
+}
+
 fn status_field(pid: u32, field: &str) -> Option<String> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
@@ -91,7 +126,7 @@ fn thread_group(pid: u32) -> Option<u32> {
 }
 
 /// Threads of the kernel have no memory of their own, and no executable.
-fn is_kernel_thread(pid: u32) -> bool {
+pub fn is_kernel_thread(pid: u32) -> bool {
     let no_memory = status_field(pid, "VmSize").is_none();
     let executable = fs::read_link(format!("/proc/{pid}/exe"));
     no_memory && matches!(executable, Err(error) if error.kind() == ErrorKind::NotFound)

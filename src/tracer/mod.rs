@@ -241,10 +241,6 @@ impl<'obj> Tracer<'obj> {
     ///
     /// # Errors
     /// Fails when the kernel refuses.
-    #[allow(
-        dead_code,
-        reason = "for sessions of several processes, which come next"
-    )]
     pub fn attach_processes(&mut self) -> Result<()> {
         self.watch_thread_exits()?;
         let Some(filter) = &self.config.processes else {
@@ -259,31 +255,16 @@ impl<'obj> Tracer<'obj> {
     ///
     /// # Errors
     /// Fails when there are too many.
-    #[allow(
-        dead_code,
-        reason = "for sessions of several processes, which come next"
-    )]
     pub fn add_process(&self, pid: u32) -> Result<()> {
         processes::add(&self.skel.maps, pid)
     }
 
-    /// Leaves a process.
-    ///
-    /// # Errors
-    /// Fails when the map of processes can't be written.
-    #[allow(
-        dead_code,
-        reason = "for sessions of several processes, which come next"
-    )]
-    pub fn remove_process(&self, pid: u32) -> Result<()> {
-        processes::remove(&self.skel.maps, pid)
+    /// Whether a process is traced at this moment, of several.
+    pub fn is_traced(&self, pid: u32) -> bool {
+        processes::contains(&self.skel.maps, pid)
     }
 
     /// The processes that are traced at this moment, of several.
-    #[allow(
-        dead_code,
-        reason = "for sessions of several processes, which come next"
-    )]
     pub fn processes(&self) -> BTreeSet<u32> {
         processes::all(&self.skel.maps)
     }
@@ -292,10 +273,6 @@ impl<'obj> Tracer<'obj> {
     ///
     /// # Errors
     /// Fails when a map can't be read or written.
-    #[allow(
-        dead_code,
-        reason = "for sessions of several processes, which come next"
-    )]
     pub fn clear(&mut self, ended: &BTreeMap<u32, u64>) -> Result<()> {
         self.events.drain()?;
         for (&pid, &ended_ns) in ended {
@@ -403,6 +380,14 @@ impl<'obj> Tracer<'obj> {
             data.unwind_changes = data.unwind_changes.wrapping_add(1);
         }
         result.and(drained)
+    }
+
+    /// Whether the unwinder can ask the kernel for what it was not told of.
+    pub fn finds_mappings(&self) -> bool {
+        let rodata = &self.skel.maps.rodata_data;
+        rodata
+            .as_ref()
+            .is_some_and(|rodata| rodata.can_find_mappings)
     }
 
     /// What the unwind tables hold and cost so far.

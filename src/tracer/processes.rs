@@ -98,12 +98,12 @@ pub fn add(maps: &MemleakMaps<'_>, pid: u32) -> Result<()> {
         .with_context(|| format!("failed to trace process {pid}"))
 }
 
-/// Takes a process out of the set.
-///
-/// # Errors
-/// When the map can't be written.
-pub fn remove(maps: &MemleakMaps<'_>, pid: u32) -> Result<()> {
-    delete(&maps.traced_processes, &pid.to_ne_bytes())
+/// Whether a process is in the set.
+pub fn contains(maps: &MemleakMaps<'_>, pid: u32) -> bool {
+    let found = maps
+        .traced_processes
+        .lookup(&pid.to_ne_bytes(), MapFlags::ANY);
+    matches!(found, Ok(Some(_)))
 }
 
 /// The processes in the set.

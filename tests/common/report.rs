@@ -8,13 +8,28 @@ pub struct Report {
     pub top: u64,
     /// The stacks, in the order printed.
     pub stacks: Vec<Stack>,
+    /// The processes whose parts there are, in the order printed; none when one process is traced.
+    pub processes: Vec<Process>,
     /// The `addr = …` lines of -a, in the order printed.
     pub allocations: Vec<Allocation>,
+}
+
+/// The heading of a process's part of a report.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// What it is called.
+    pub name: String,
+    /// Whether this is its last report.
+    pub ended: bool,
 }
 
 /// One stack of a report.
 #[derive(Clone, Debug)]
 pub struct Stack {
+    /// The process whose part it is in; 0 when one process is traced.
+    pub pid: u32,
     /// Bytes and allocations.
     pub held: Held,
     /// Whether the figures carry the `~` of an estimate.
@@ -79,15 +94,25 @@ impl Report {
 
     /// What the stacks hold that were made in `function`: it called the allocator, or what did is inlined into it.
     pub fn made_in(&self, function: &str) -> Held {
-        self.sum(|stack| {
-            let caller = stack.frames.iter().find(|frame| frame.module != "inlined");
-            caller.is_some_and(|frame| frame.symbol == function)
-        })
+        self.sum(|stack| stack.caller() == Some(function))
     }
 
     /// What the stacks hold that pass through `function` anywhere.
     pub fn through(&self, function: &str) -> Held {
         self.sum(|stack| stack.frames.iter().any(|frame| frame.symbol == function))
+    }
+
+    /// What a process's stacks hold that were made in `function`.
+    pub fn made_by(&self, pid: u32, function: &str) -> Held {
+        self.sum(|stack| stack.pid == pid && stack.caller() == Some(function))
+    }
+
+    /// The process of a name; there must be only one.
+    pub fn process(&self, name: &str) -> &Process {
+        let mut found = self.processes.iter().filter(|process| process.name == name);
+        let (one, more) = (found.next(), found.next());
+        assert!(one.is_some() && more.is_none(), "not one {name}: {self:#?}");
+        one.expect("just looked")
     }
 
     /// What the stacks hold for which `wanted` is true.
@@ -98,6 +123,14 @@ impl Report {
             sum.count += stack.held.count;
         }
         sum
+    }
+}
+
+impl Stack {
+    /// The function that called the allocator, or that what did is inlined into.
+    fn caller(&self) -> Option<&str> {
+        let caller = self.frames.iter().find(|frame| frame.module != "inlined");
+        caller.map(|frame| frame.symbol.as_str())
     }
 }
 
@@ -115,9 +148,12 @@ pub fn parse(lines: &[String]) -> Vec<Report> {
         let Some(report) = reports.last_mut() else {
             continue;
         };
-        if let Some(allocation) = allocation(line) {
+        if let Some(process) = process(line) {
+            report.processes.push(process);
+        } else if let Some(allocation) = allocation(line) {
             report.allocations.push(allocation);
-        } else if let Some(stack) = stack(line) {
+        } else if let Some(mut stack) = stack(line) {
+            stack.pid = report.processes.last().map_or(0, |process| process.pid);
             report.stacks.push(stack);
         } else if let (Some(text), Some(stack)) =
             (line.strip_prefix("\t\t"), report.stacks.last_mut())
@@ -149,6 +185,21 @@ fn header(line: &str) -> Option<u64> {
     if is_time { top.parse().ok() } else { None }
 }
 
+/// `Process 4711 (nginx), ended:`
+fn process(line: &str) -> Option<Process> {
+    let text = line.strip_prefix("Process ")?.strip_suffix(':')?;
+    let (text, ended) = match text.strip_suffix(", ended") {
+        Some(text) => (text, true),
+        None => (text, false),
+    };
+    let (pid, name) = text.strip_suffix(')')?.split_once(" (")?;
+    Some(Process {
+        pid: pid.parse().ok()?,
+        name: name.to_owned(),
+        ended,
+    })
+}
+
 /// `\taddr = 948cd0 size = 16 …`
 fn allocation(line: &str) -> Option<Allocation> {
     let text = line.trim_start_matches('\t').strip_prefix("addr = ")?;
@@ -170,6 +221,7 @@ fn stack(line: &str) -> Option<Stack> {
     let (count, _) = text.split_once(" allocations from stack")?;
     let figure = |text: &str| text.trim_start_matches('~').parse::<u64>().ok();
     Some(Stack {
+        pid: 0,
         held: Held::new(figure(bytes)?, figure(count)?),
         estimated: bytes.starts_with('~'),
         frames: Vec::new(),

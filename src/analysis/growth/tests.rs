@@ -128,6 +128,7 @@ fn recording(stacks: usize, snapshots: Vec<SnapshotRecord>) -> Recording {
         header: Header::default(),
         stacks: (0..stacks as u32).map(stack).collect(),
         snapshots,
+        ..Recording::default()
     }
 }
 

@@ -54,6 +54,9 @@ struct Payload {
     calls: Vec<CallEntry>,
     stacks: Vec<StackData>,
     other: Other,
+    /// Names of processes by id, where there can be several.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    processes: BTreeMap<u32, String>,
 }
 
 #[derive(Serialize)]
@@ -162,6 +165,7 @@ fn build(page: &Page<'_>, selection: &Selection<'_>, peaks: &[u64]) -> Payload {
         calls: tables.calls,
         stacks,
         other: other(selection),
+        processes: recording.processes.clone(),
     }
 }
 

@@ -117,6 +117,7 @@ fn sample() -> Recording {
             stack(7, None),
             stack(8, Some(vec![])),
         ],
+        processes: [(7, "one (1)".into()), (8, "two".into())].into(),
         snapshots: vec![
             snapshot.clone(),
             SnapshotRecord {
@@ -131,7 +132,7 @@ fn written(recording: &Recording) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut writer = Writer::new(&mut bytes, &recording.header).unwrap();
     let snapshots = recording.snapshots.iter();
-    snapshots.for_each(|snapshot| writer.append(&recording.stacks, snapshot).unwrap());
+    snapshots.for_each(|snapshot| writer.append(recording, snapshot).unwrap());
     bytes
 }
 

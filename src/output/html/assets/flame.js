@@ -40,7 +40,7 @@ function growTree() {
     if (!stack.bytes && !stack.count) continue;
     let at = root;
     add(at, stack);
-    if (manyProcesses) at = step(at, stack, stack.pid ? `pid ${stack.pid}` : "kernel", -1);
+    if (manyProcesses) at = step(at, stack, stack.pid ? processTitle(stack) : "kernel", -1);
     if (stack.calls === null) {
       step(at, stack, "[stack not stored]", -1);
       continue;

@@ -54,10 +54,16 @@ report.stacks.forEach((stack, index) => {
 
 const manyProcesses = new Set(report.stacks.map((stack) => stack.pid)).size > 1;
 
+// "pid 4711 (nginx)"; the name only where several processes were traced.
+function processTitle(stack) {
+  const name = report.processes?.[stack.pid];
+  return name === undefined ? `pid ${stack.pid}` : `pid ${stack.pid} (${name})`;
+}
+
 // Everything that the filter looks at, made when it is first needed.
 function haystack(stack) {
   if (stack.haystack === undefined) {
-    const words = new Set([`pid ${stack.pid}`, stack.class, stack.allocator ?? "", stack.title]);
+    const words = new Set([processTitle(stack), stack.class, stack.allocator ?? "", stack.title]);
     for (const id of stack.calls ?? []) {
       const call = report.calls[id];
       words.add(text(call[NAME]));

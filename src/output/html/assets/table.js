@@ -172,7 +172,7 @@ function makeRow(table, stack) {
 }
 
 function rowPath(stack) {
-  const process = manyProcesses ? `pid ${stack.pid} · ` : "";
+  const process = manyProcesses ? `${processTitle(stack)} · ` : "";
   return `${process}${stack.path ? `${stack.calls === null ? "" : "← "}${stack.path}` : ""}`;
 }
 
@@ -271,7 +271,7 @@ function factList(stack) {
     facts.push(["Allocated so far", `${formatBytes(allocated)} in ${formatCount(allocations)}`], ["Freed so far", `${formatBytes(freed)} in ${formatCount(frees)}`]);
   }
   facts.push(["Kind", stack.class === "mmap" ? "anonymous mapping" : "heap"]);
-  if (stack.pid) facts.push(["Process", String(stack.pid)]);
+  if (stack.pid) facts.push(["Process", processTitle(stack).slice("pid ".length)]);
   return node("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [node("dt", {}, name), node("dd", {}, value)]));
 }
 

@@ -1,0 +1,177 @@
+//! Which objects have been probed so far, and probes for those that come later: a process executes a static program, or
+//! maps another libc. What to probe in an object is decided in `probes`.
+
+use std::collections::HashSet;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Result;
+
+use crate::options::Options;
+use crate::probes::{Candidate, ObjectPlan, OwnFunction, Search, Wanted, discover};
+use crate::stderr::say;
+use crate::symbolize::Symbolizer;
+use crate::target::{Mappings, ObjectFile};
+use crate::tracer::Tracer;
+
+/// The objects that have been looked at.
+pub struct Probing<'a> {
+    options: &'a Options,
+    /// Numbers of the objects in which there is nothing new to find.
+    seen: HashSet<usize>,
+    /// Devices and inodes of the files that are probed.
+    probed: HashSet<(u64, u64)>,
+}
+
+impl<'a> Probing<'a> {
+    /// Nothing is probed yet.
+    pub fn new(options: &'a Options) -> Self {
+        Self {
+            options,
+            seen: HashSet::new(),
+            probed: HashSet::new(),
+        }
+    }
+
+    /// Chooses among objects what to probe. `debug` finds the debug information of one.
+    ///
+    /// # Errors
+    /// When there is no allocator.
+    pub fn discover(
+        &self,
+        candidates: &[Candidate],
+        own: &[OwnFunction],
+        debug: &dyn Fn(&Path, &Path) -> Option<PathBuf>,
+    ) -> Result<Vec<ObjectPlan>> {
+        let options = self.options;
+        let wanted = Wanted {
+            object: options.object.as_deref(),
+            search: Search {
+                prefix: &options.symbols_prefix,
+                mappings: options.recording.mappings,
+                at: options.probe_at,
+            },
+            own,
+            debug_file: debug,
+        };
+        discover(candidates, &wanted)
+    }
+
+    /// Probes, in all processes, what a process maps that nobody has mapped before. Where that is an allocator, what
+    /// it did so far is not counted, which is said.
+    pub fn follow(
+        &mut self,
+        tracer: &mut Tracer<'_>,
+        maps: (&Mappings, &Symbolizer),
+        pid: u32,
+        name: &str,
+        now_ns: u64,
+    ) {
+        let (mappings, symbolizer) = maps;
+        let objects = mappings.objects(pid);
+        let new: Vec<usize> = objects
+            .iter()
+            .map(|object| object.id)
+            .filter(|id| !self.seen.contains(id))
+            .collect();
+        if new.is_empty() || self.options.object.is_some() {
+            return;
+        }
+        self.seen.extend(new);
+        // a process without an allocator is traced in vain, but no reason to stop
+        let candidates = candidates(&objects);
+        let debug = |path: &Path, known_as: &Path| symbolizer.debug_file(pid, path, known_as);
+        let found = self
+            .discover(&candidates, &self.options.own_functions, &debug)
+            .or_else(|_| self.discover(&candidates, &[], &debug))
+            .unwrap_or_default();
+        for object in found {
+            if self.is_probed(&object) {
+                continue;
+            }
+            let shown = object.shown.display();
+            match self.attach(tracer, &object, None) {
+                Ok(()) => say!(
+                    "probing {shown}: process {pid} ({name}) has had it for {} ms, and what it allocated there \
+                     so far is not counted",
+                    mapped_for(mappings, pid, &object, now_ns)
+                ),
+                Err(error) => say!("warning: {error:#}"),
+            }
+        }
+    }
+
+    /// Nothing new is to be found in what a process maps now.
+    pub fn know(&mut self, mappings: &Mappings, pid: u32) {
+        self.seen
+            .extend(mappings.objects(pid).iter().map(|object| object.id));
+    }
+
+    fn is_probed(&self, object: &ObjectPlan) -> bool {
+        identity(object).is_some_and(|identity| self.probed.contains(&identity))
+    }
+
+    /// Probes an object, in one process or in all, unless it is probed already.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach(
+        &mut self,
+        tracer: &mut Tracer<'_>,
+        object: &ObjectPlan,
+        pid: Option<u32>,
+    ) -> Result<()> {
+        if self.is_probed(object) {
+            return Ok(());
+        }
+        if self.options.verbose {
+            describe(object);
+        }
+        tracer.attach(object, pid)?;
+        self.probed.extend(identity(object));
+        Ok(())
+    }
+}
+
+/// Objects as `probes` looks at them.
+pub fn candidates(objects: &[Arc<ObjectFile>]) -> Vec<Candidate> {
+    objects
+        .iter()
+        .filter_map(|object| {
+            Some(Candidate {
+                path: object.openable_path()?,
+                shown: object.path.clone(),
+            })
+        })
+        .collect()
+}
+
+fn identity(object: &ObjectPlan) -> Option<(u64, u64)> {
+    let found = fs::metadata(&object.path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+/// Milliseconds for which a process has mapped an object.
+fn mapped_for(mappings: &Mappings, pid: u32, object: &ObjectPlan, now_ns: u64) -> u64 {
+    let layout = mappings.layout(pid);
+    let mapping = layout
+        .iter()
+        .find(|mapping| mapping.object.path == object.shown);
+    mapping.map_or(0, |mapping| {
+        now_ns.saturating_sub(mapping.since_ns) / 1_000_000
+    })
+}
+
+/// Says what is probed in an object.
+fn describe(object: &ObjectPlan) {
+    let path = object.shown.display();
+    for probe in &object.plan.probes {
+        let allocator = &probe.allocator;
+        say!("{path}: {allocator}: {} {}", probe.names(), probe.site);
+    }
+    if !object.plan.missing.is_empty() {
+        say!("{path}: lacks {}", object.plan.missing.join(", "));
+    }
+}
