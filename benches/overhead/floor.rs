@@ -4,7 +4,7 @@ use crate::probes::site::{self, Contract};
 use crate::probes::symbols::Symbols;
 use anyhow::{Context as _, Result, bail, ensure};
 use libbpf_rs::{Link, Object, ObjectBuilder, UprobeMultiOpts};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 const SOURCE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/overhead/floor.bpf.c");
@@ -34,60 +34,69 @@ const FUNCTIONS: [(&str, Contract, bool); 4] = [
 impl Floor {
     /// Compiles and loads the programs.
     pub fn load() -> Result<Self> {
-        let directory = tempfile::tempdir().context("failed to make a temporary directory")?;
-        let path = directory.path().join("floor.bpf.o");
-        let status = Command::new("clang")
-            .args(["-O2", "-g", "-target", "bpf", "-c", SOURCE, "-o"])
-            .arg(&path)
-            .status()
-            .context("failed to run clang")?;
-        ensure!(status.success(), "failed to compile {SOURCE}");
-        let object = ObjectBuilder::default()
-            .open_file(&path)
-            .and_then(|object| object.load())
-            .context("failed to load the empty BPF programs (root? Linux 6.13 or newer?)")?;
-        Ok(Self { object })
+        Ok(Self {
+            object: load(SOURCE)?,
+        })
     }
 
     /// Attaches them to the allocator of the process `pid` until the links are dropped.
     pub fn attach(&self, pid: u32, at: At) -> Result<Vec<Link>> {
-        let libc = libc_of(pid)?;
-        let data = std::fs::read(&libc).context("failed to read the target's libc")?;
-        let symbols = Symbols::parse(&data)?;
-        let offsets = |returns: bool| -> Result<Vec<usize>> {
+        let names = |returns: bool| -> Vec<&str> {
             let functions = FUNCTIONS.iter().filter(|function| function.2 == returns);
-            functions
-                .map(|(name, signature, _)| offset(&symbols, name, *signature, at))
-                .collect()
+            functions.map(|(name, ..)| *name).collect()
         };
         Ok(vec![
-            self.link("entry_and_return", pid, &libc, offsets(true)?, true)?,
-            self.link("entry", pid, &libc, offsets(false)?, false)?,
+            attach_to(&self.object, "entry_and_return", pid, &names(true), at)?,
+            attach_to(&self.object, "entry", pid, &names(false), at)?,
         ])
     }
+}
 
-    fn link(
-        &self,
-        name: &str,
-        pid: u32,
-        path: &Path,
-        offsets: Vec<usize>,
-        session: bool,
-    ) -> Result<Link> {
-        let program = self
-            .object
-            .progs_mut()
-            .find(|program| program.name() == name);
-        let options = UprobeMultiOpts {
-            offsets,
-            session,
-            ..Default::default()
-        };
-        program
-            .with_context(|| format!("no program {name}"))?
-            .attach_uprobe_multi_with_opts(pid.cast_signed(), path, "", options)
-            .with_context(|| format!("failed to attach {name} to {}", path.display()))
-    }
+/// Compiles and loads the programs of a source file.
+pub fn load(source: &str) -> Result<Object> {
+    let directory = tempfile::tempdir().context("failed to make a temporary directory")?;
+    let path = directory.path().join("programs.bpf.o");
+    let headers = format!("-I/usr/include/{}-linux-gnu", std::env::consts::ARCH);
+    let status = Command::new("clang")
+        .args(["-O2", "-g", "-target", "bpf", &headers, "-c", source, "-o"])
+        .arg(&path)
+        .status()
+        .context("failed to run clang")?;
+    ensure!(status.success(), "failed to compile {source}");
+    ObjectBuilder::default()
+        .open_file(&path)
+        .and_then(|object| object.load())
+        .with_context(|| format!("failed to load {source} (root? Linux 6.13 or newer?)"))
+}
+
+/// Attaches a program to some of [`FUNCTIONS`] in the libc of the process `pid`, until the link is dropped.
+pub fn attach_to(
+    object: &Object,
+    program: &str,
+    pid: u32,
+    functions: &[&str],
+    at: At,
+) -> Result<Link> {
+    let libc = libc_of(pid)?;
+    let data = std::fs::read(&libc).context("failed to read the target's libc")?;
+    let symbols = Symbols::parse(&data)?;
+    let offsets = FUNCTIONS
+        .iter()
+        .filter(|(name, ..)| functions.contains(name))
+        .map(|(name, signature, _)| offset(&symbols, name, *signature, at))
+        .collect::<Result<Vec<usize>>>()?;
+    let found = object.progs_mut().find(|found| found.name() == program);
+    let found = found.with_context(|| format!("no program {program}"))?;
+    let section = found.section().to_string_lossy().into_owned();
+    let options = UprobeMultiOpts {
+        offsets,
+        session: section == "uprobe.session",
+        retprobe: section == "uretprobe.multi",
+        ..Default::default()
+    };
+    found
+        .attach_uprobe_multi_with_opts(pid.cast_signed(), &libc, "", options)
+        .with_context(|| format!("failed to attach {program} to {}", libc.display()))
 }
 
 fn offset(symbols: &Symbols, name: &str, signature: Contract, at: At) -> Result<usize> {

@@ -3,7 +3,7 @@
 //!
 //! Environment: `MEMLEAK_PEER` names other tracers to compare with, separated by colons, that are
 //! started as `PEER -p PID INTERVAL`, or `PEER INTERVAL` for the kernel; `BENCH_ROUNDS` (5) is how often each figure is measured;
-//! `BENCH_ONLY` names the sections to run (`events`, `programs`, `reports`, `kernel`), separated by commas.
+//! `BENCH_ONLY` names the sections to run (`events`, `programs`, `reports`, `kernel`, `unwinder`), separated by commas.
 
 mod events;
 mod floor;
@@ -15,6 +15,7 @@ mod reports;
 mod table;
 mod target;
 mod tracer;
+mod unwinder;
 mod usage;
 
 /// The tracer's own choice of probe sites, so that the floor stands where its probes do.
@@ -27,6 +28,15 @@ mod probes {
     pub mod site;
     pub mod symbols;
 }
+
+/// The tracer's own tables.
+#[path = "../../src/unwind/mod.rs"]
+#[expect(
+    dead_code,
+    unused_imports,
+    reason = "not all of it is needed here, and its tests come along"
+)]
+mod unwind;
 
 use anyhow::{Context as _, Result, ensure};
 use floor::{At, Floor};
@@ -140,6 +150,9 @@ fn run() -> Result<()> {
     }
     if setup.runs("reports") {
         reports::run(&setup, &floor)?;
+    }
+    if setup.runs("unwinder") {
+        unwinder::run(&setup, &floor)?;
     }
     if setup.runs("kernel") {
         kernel::run(&setup)?;

@@ -24,14 +24,21 @@ impl Workloads {
     pub fn build() -> Result<Self> {
         let directory = tempfile::tempdir().context("failed to make a temporary directory")?;
         for name in ["target", "kernel"] {
-            compile(name, directory.path())?;
+            compile(name, Frames::WithPointers, &directory.path().join(name))?;
         }
+        let without = directory.path().join(Frames::WithoutPointers.target());
+        compile("target", Frames::WithoutPointers, &without)?;
         Ok(Self { directory })
     }
 
     /// Starts the program that obeys commands.
     pub fn start(&self) -> Result<Target> {
-        let mut target = Target::start(&self.directory.path().join("target"))?;
+        self.start_built(Frames::WithPointers)
+    }
+
+    /// Starts it as it was built in one of two ways.
+    pub fn start_built(&self, frames: Frames) -> Result<Target> {
+        let mut target = Target::start(&self.directory.path().join(frames.target()))?;
         target.ask("pairs 4")?; // libc's own buffers are allocated before anything is measured
         Ok(target)
     }
@@ -42,19 +49,44 @@ impl Workloads {
     }
 }
 
-fn compile(name: &str, directory: &Path) -> Result<()> {
+/// How a program is built.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frames {
+    /// With frame pointers.
+    WithPointers,
+    /// Without.
+    WithoutPointers,
+}
+
+impl Frames {
+    fn target(self) -> &'static str {
+        match self {
+            Self::WithPointers => "target",
+            Self::WithoutPointers => "target-without-frame-pointers",
+        }
+    }
+
+    fn flag(self) -> &'static str {
+        match self {
+            Self::WithPointers => "-fno-omit-frame-pointer",
+            Self::WithoutPointers => "-fomit-frame-pointer",
+        }
+    }
+}
+
+fn compile(name: &str, frames: Frames, output: &Path) -> Result<()> {
     let status = Command::new("cc")
         .args([
             "-O1",
             "-g",
             "-Wall",
-            "-fno-omit-frame-pointer",
+            frames.flag(),
             "-fno-optimize-sibling-calls",
             "-pthread",
         ])
         .arg(format!("{SOURCES}/{name}.c"))
         .arg("-o")
-        .arg(directory.join(name))
+        .arg(output)
         .status()
         .context("failed to run cc")?;
     ensure!(status.success(), "failed to compile {SOURCES}/{name}.c");
