@@ -101,16 +101,52 @@ fn a_block_that_getline_makes_names_its_caller() {
     }
 }
 
-fn plugins(folder: &Path) -> [String; 2] {
+/// Builds two plugins, whose functions have so many bytes of stack.
+fn plugins(folder: &Path, room: [usize; 2]) -> [String; 2] {
     let source = fixtures().join("plugin.c");
-    ["first_leak", "second_leak"].map(|name| {
-        let define = format!("-DLEAK={name}");
+    let build = |name: &str, room: usize| {
+        let defines = [format!("-DLEAK={name}"), format!("-DROOM={room}")];
         let library = format!("{name}.so");
-        let arguments = ["-O1", "-shared", "-fPIC", "-Wl,--build-id"];
-        let paths = [&define, "-o", &library, source.to_str().unwrap()];
-        run_tool("cc", &[&arguments[..], &paths].concat(), folder);
+        let flags = ["-O1", "-fomit-frame-pointer", "-shared", "-fPIC"];
+        let arguments = [
+            "-Wl,--build-id",
+            &defines[0],
+            &defines[1],
+            "-o",
+            &library,
+            source.to_str().unwrap(),
+        ];
+        run_tool("cc", &[&flags[..], &arguments].concat(), folder);
         folder.join(library).to_str().unwrap().to_owned()
-    })
+    };
+    [build("first_leak", room[0]), build("second_leak", room[1])]
+}
+
+/// Each plugin's block has its own function's name, and all of its callers'.
+fn assert_plugins_are_told_apart(report: &Report) {
+    for (size, name) in [(1111, "first_leak"), (2222, "second_leak")] {
+        let stack = stack_with(report, Held::new(size, 1));
+        assert_eq!(
+            symbols(stack)[..4],
+            [name, "plugin_run", "run", "main"],
+            "{report:#?}"
+        );
+        assert_eq!(stack.frames[0].module, format!("{name}.so"), "{report:#?}");
+    }
+}
+
+#[test]
+fn a_plugin_that_takes_anothers_place_is_never_taken_for_it() {
+    require_root();
+    // with the same code, and with code whose frames the other's table gets wrong
+    for room in [[64, 64], [64, 96], [96, 64]] {
+        let folder = TempDir::new().unwrap();
+        let [first, second] = plugins(folder.path(), room);
+        let host = fixture::c_with("plugin_swap", &["-ldl"]);
+        let (report, finished) = report_on(&[], &host, &[&first, &second]);
+        assert_plugins_are_told_apart(&report);
+        assert!(says(&finished, "none cut short"), "{finished:#?}");
+    }
 }
 
 #[test]
@@ -118,7 +154,7 @@ fn a_plugin_that_has_gone_keeps_its_names_though_another_took_its_place() {
     require_root();
     for extra in [&[][..], &["delete"]] {
         let folder = TempDir::new().unwrap();
-        let [first, second] = plugins(folder.path());
+        let [first, second] = plugins(folder.path(), [64, 64]);
         let host = fixture::c_with("plugin_host", &["-ldl"]);
         let arguments = [&[first.as_str(), &second], extra].concat();
         let mut running = start(&["-T", ALL_STACKS, "0.1"], &host, &arguments);
@@ -130,15 +166,7 @@ fn a_plugin_that_has_gone_keeps_its_names_though_another_took_its_place() {
             running.send_line();
         }
         let report = last_report(&finish_well(running));
-        for (size, name) in [(1111, "first_leak"), (2222, "second_leak")] {
-            let stack = stack_with(&report, Held::new(size, 1));
-            assert_eq!(
-                symbols(stack)[..4],
-                [name, "plugin_run", "run", "main"],
-                "{report:#?}"
-            );
-            assert_eq!(stack.frames[0].module, format!("{name}.so"), "{report:#?}");
-        }
+        assert_plugins_are_told_apart(&report);
     }
 }
 

@@ -100,6 +100,18 @@ int process_exec(void *ctx)
 	return 0;
 }
 
+/*
+ * In _dl_debug_state, which dynamic linkers call for debuggers' sake before and after they load or unload
+ * libraries.
+ */
+SEC("uprobe")
+int code_change(struct pt_regs *ctx)
+{
+	if (unwind_with_tables)
+		note_code_change();
+	return 0;
+}
+
 /* Empty ones, to measure what the kernel takes to run any. The cookie says whether to trap the return. */
 SEC("uprobe.session")
 int empty_session(struct pt_regs *ctx)

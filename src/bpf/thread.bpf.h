@@ -36,6 +36,8 @@ struct cached_rule {
 	__u64 address;
 	__u32 generation;
 	__u32 rule;
+	__u32 table;
+	__u32 zero;
 };
 
 /* A walk up the user stack. The state is in memory, not in registers, for the verifier's sake. */
@@ -50,6 +52,7 @@ struct walk {
 	__u64 mm;	  /* the program whose mappings the caches below hold */
 	__u32 changes;	  /* `unwind_changes` when they were looked at */
 	__u32 generation; /* which state of them that was */
+	__u32 table;	  /* which one the last rule is from: the mapping's `page_bias` */
 	__u32 end;	  /* enum stack_end */
 	__u32 zero;
 	struct unwind_mapping mapping; /* the last one that was found */

@@ -47,7 +47,9 @@ struct unwind_mapping {
 /* The executable mappings of a process at one time. */
 struct unwind_mappings {
 	__u32 generation; /* never given twice: what was cached under another one is stale */
+	__u32 changes;	  /* the process's `code_changes` by then: it is stale once there are more */
 	__u32 count;
+	__u32 zero;
 	struct unwind_mapping mappings[UNWIND_MAPPINGS]; /* ascending */
 };
 

@@ -11,6 +11,8 @@
 /* What `rule_at` answers besides rules: no rule has these bits. */
 #define RULE_UNKNOWN_CODE 7
 #define RULE_UNREAD_CODE 6
+/* What has been found while nothing is described, in place of a generation. */
+#define UNDESCRIBED (1U << 31)
 /* Rule::NoFde in src/unwind/rule.rs */
 #define RULE_NO_FDE 0
 
@@ -65,6 +67,15 @@ struct {
 		});
 } unwind_processes SEC(".maps");
 
+/* By tgid: how often its dynamic linker has changed what is mapped, or was about to. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+} code_changes SEC(".maps");
+
 struct unknown_code_report {
 	__u64 time_ns;
 	__u32 generation; /* of the process then */
@@ -115,19 +126,38 @@ static __always_inline void report_unknown_code(const struct walk *walk)
 	bpf_ringbuf_output(&unknown_code_events, &event, sizeof(event), 0);
 }
 
+/* What was described of the current process may be wrong from now on: it is to be described anew. */
+static __always_inline void note_code_change(void)
+{
+	struct unknown_code_event event = {.tgid = tgid_of(current_task())};
+	__u32 *changes, none = 0;
+
+	bpf_map_update_elem(&code_changes, &event.tgid, &none, BPF_NOEXIST);
+	changes = bpf_map_lookup_elem(&code_changes, &event.tgid);
+	if (changes)
+		__sync_fetch_and_add(changes, 1);
+	/* after that, so that who sees this sees that as well */
+	__sync_fetch_and_add(&unwind_changes, 1);
+	if (bpf_map_lookup_elem(&unwind_processes, &event.tgid))
+		bpf_ringbuf_output(&unknown_code_events, &event, sizeof(event), 0);
+}
+
 /* What is known of a task's process and of the program that it executes; NULL while nothing is. */
 static __always_inline struct unwind_mappings *mappings_of(struct task_struct *task)
 {
 	__u32 tgid = tgid_of(task), zero = 0;
 	void *map = bpf_map_lookup_elem(&unwind_processes, &tgid);
 	struct unwind_process *process = map ? bpf_map_lookup_elem(map, &zero) : NULL;
+	__u32 *changes = bpf_map_lookup_elem(&code_changes, &tgid);
+	struct unwind_mappings *known;
 	__u64 mm = address_space_of(task);
 
 	if (!process)
 		return NULL;
 	if (!process->mm)
 		process->mm = mm;
-	return process->mm == mm ? &process->halves[process->active & 1] : NULL;
+	known = &process->halves[process->active & 1];
+	return process->mm == mm && known->changes == (changes ? *changes : 0) ? known : NULL;
 }
 
 /*
@@ -229,8 +259,8 @@ static __always_inline __u32 find_rule(__u64 address, bool live)
 		struct unwind_mappings *known = mappings_of(task);
 
 		if (!find_described(mapping, known, address)) {
-			__u32 code = live ? find_live(task, mapping, address, known ? known->generation : 0)
-					  : UNWIND_NO_CODE;
+			__u32 generation = known ? known->generation : UNDESCRIBED | unwind_changes;
+			__u32 code = live ? find_live(task, mapping, address, generation) : UNWIND_NO_CODE;
 
 			if (code == UNWIND_UNREAD)
 				return RULE_UNREAD_CODE;
@@ -269,7 +299,9 @@ static __always_inline __u32 rule_at(struct walk *walk, __u64 address, bool live
 		cached->address = address;
 		cached->generation = walk->generation;
 		cached->rule = rule;
+		cached->table = walk->mapping.code == UNWIND_TABLE ? walk->mapping.page_bias : 0;
 	}
+	walk->table = cached->table;
 	return cached->rule;
 }
 

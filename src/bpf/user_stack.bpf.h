@@ -39,7 +39,8 @@ static __always_inline bool add_frame(struct walk *walk, struct stack *stack, __
 	}
 	stack->addresses[depth] = address;
 	stack->depth = depth + 1;
-	walk->hash = hash_address(walk->hash, address);
+	/* two libraries can lie at one address, one after the other */
+	walk->hash = hash_address(walk->hash ^ walk->table, address);
 	return true;
 }
 
@@ -339,6 +340,7 @@ static __always_inline void begin_walk(struct pt_regs *ctx, struct task_struct *
 
 	begin_hijacked(task, walk, sp);
 	walk->hash = HASH_SEED;
+	walk->table = 0;
 	walk->end = STACK_WALKING;
 	walk->window_size = 0;
 	walk->bp = regs_frame(ctx);

@@ -3,6 +3,7 @@
 
 mod discover;
 mod families;
+mod linker;
 mod own;
 mod site;
 mod symbols;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 pub use discover::{Candidate, ObjectPlan, Wanted, discover};
 pub use families::LIBC;
+pub use linker::debug_hook;
 pub use own::OwnFunction;
 pub use table::{Operation, Signature};
 

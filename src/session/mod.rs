@@ -149,13 +149,15 @@ impl Session<'_> {
         for pid in target.pids() {
             self.add(pid)?;
         }
-        self.unwinding.foresee(&mut self.tracer, candidates)?;
-        let found = self.add_present(target)?;
-        self.tell_unwinder()?;
         let only = match (self.many, target.pids().first()) {
             (false, Some(pid)) => Some(*pid),
             _ => None,
         };
+        self.unwinding.foresee(&mut self.tracer, candidates)?;
+        self.unwinding
+            .watch_linker(&mut self.tracer, candidates, only);
+        let found = self.add_present(target)?;
+        self.tell_unwinder()?;
         if target.is_finite() {
             for object in self.find_allocators(target, candidates)? {
                 self.probing
@@ -234,6 +236,8 @@ impl Session<'_> {
         }
         if !candidates.is_empty() {
             self.unwinding.foresee(&mut self.tracer, &candidates)?;
+            self.unwinding
+                .watch_linker(&mut self.tracer, &candidates, None);
         }
         let first = found.first().copied();
         let own = &self.options.own_functions;
@@ -413,7 +417,7 @@ impl Session<'_> {
             .collect();
         for pid in told {
             self.unwinding
-                .refresh(&mut self.tracer, &self.mappings, pid)?;
+                .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         }
         Ok(())
     }
@@ -527,7 +531,7 @@ impl Session<'_> {
                 now_ns,
             );
             self.unwinding
-                .refresh(&mut self.tracer, &self.mappings, pid)?;
+                .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         }
         Ok(())
     }

@@ -1,14 +1,14 @@
 //! Keeps the unwinder's tables in step with what the target maps.
 //! Knows neither the tables' contents nor how mappings are found out.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
 use anyhow::Result;
 
-use crate::probes::Candidate;
+use crate::probes::{Candidate, debug_hook};
 use crate::snapshot::CutStacks;
 use crate::stderr::say;
 use crate::target::{Mapping, Mappings};
@@ -21,8 +21,10 @@ const MOST_DESCRIBED: usize = 128;
 /// What the tracer was told.
 #[derive(Default)]
 pub struct Unwinding {
-    /// By process, the state of its mappings.
-    told: HashMap<u32, u64>,
+    /// By process, the state of its mappings, and the changes that its dynamic linker had made by then.
+    told: HashMap<u32, (u64, u32)>,
+    /// Device and inode of the dynamic linkers that are watched.
+    linkers: HashSet<(u64, u64)>,
 }
 
 impl Unwinding {
@@ -39,6 +41,28 @@ impl Unwinding {
             Some(((found.dev(), found.ino()), candidate.path.clone()))
         });
         tracer.load_tables(files, report_progress)
+    }
+
+    /// Watches the dynamic linker among `candidates`, if there is one, in one process or in all.
+    pub fn watch_linker(
+        &mut self,
+        tracer: &mut Tracer<'_>,
+        candidates: &[Candidate],
+        pid: Option<u32>,
+    ) {
+        if !tracer.wants_tables() {
+            return;
+        }
+        let Some((linker, offset)) = debug_hook(candidates) else {
+            return;
+        };
+        let id = fs::metadata(&linker).map(|found| (found.dev(), found.ino()));
+        if id.is_ok_and(|id| !self.linkers.insert(id)) {
+            return;
+        }
+        if let Err(error) = tracer.watch_linker(&linker, offset, pid) {
+            say!("warning: libraries that take the place of others are noticed late: {error:#}");
+        }
     }
 
     /// Reads anew what processes map in which the tracer has met code that it doesn't know. Gives those processes.
@@ -95,26 +119,32 @@ impl Unwinding {
     pub fn refresh(
         &mut self,
         tracer: &mut Tracer<'_>,
-        mappings: &Mappings,
+        mappings: &mut Mappings,
         pid: u32,
     ) -> Result<()> {
         if !tracer.wants_tables() {
             return Ok(());
         }
-        let revision = mappings.revision(pid);
-        if self.told.get(&pid) == Some(&revision) {
+        // before the mappings: with more changes, what is told here is stale
+        let changes = tracer.code_changes(pid)?;
+        if changes != self.told.get(&pid).map_or(0, |(_, changes)| *changes) {
+            // the process may be gone by now, and with it the need
+            let _ = mappings.read(pid);
+        }
+        let now = (mappings.revision(pid), changes);
+        if self.told.get(&pid) == Some(&now) {
             return Ok(());
         }
         if !self.knows(pid) && self.told.len() >= MOST_DESCRIBED {
             return self.load(tracer, mappings, pid);
         }
-        self.told.insert(pid, revision);
+        self.told.insert(pid, now);
         let code: Vec<CodeMapping> = mappings
             .layout(pid)
             .into_iter()
             .filter_map(|mapping| code_mapping(&mapping, pid))
             .collect();
-        tracer.set_code(pid, &code, report_progress)
+        tracer.set_code(pid, &code, changes, report_progress)
     }
 }
 

@@ -49,6 +49,8 @@ pub struct Mapping {
     pub object: Arc<ObjectFile>,
     /// Since when it is there, in ns of CLOCK_MONOTONIC; 0 where that is not known.
     pub since_ns: u64,
+    /// Whether it is known to be there no longer.
+    unmapped: bool,
 }
 
 impl Mapping {
@@ -94,20 +96,40 @@ struct ProcessMappings {
 }
 
 impl Mappings {
-    /// Reads what a living process maps now.
+    /// Reads what a living process maps now. What it no longer does leaves its layout.
     ///
     /// # Errors
     /// Fails when /proc/PID/maps can't be read.
     pub fn read(&mut self, pid: u32) -> Result<()> {
         let path = format!("/proc/{pid}/maps");
         let file = File::open(&path).with_context(|| format!("failed to open {path}"))?;
+        let mut mapped = Vec::new();
         for line in BufReader::new(file).lines() {
             let line = line.with_context(|| format!("failed to read {path}"))?;
             if let Some(record) = parse_maps_line(&line) {
+                mapped.push((record.range.clone(), record.inode));
                 self.add(pid, record);
             }
         }
+        self.remove_all_but(pid, &mapped);
         Ok(())
+    }
+
+    /// Takes out of a process's layout what nothing of `mapped`, ranges and inodes, shows any part of.
+    fn remove_all_but(&mut self, pid: u32, mapped: &[(Range<u64>, u64)]) {
+        let Some(process) = self.processes.get_mut(&pid) else {
+            return;
+        };
+        for mapping in &mut process.list {
+            let stays = mapped.iter().any(|(range, inode)| {
+                *inode == mapping.object.inode && overlap(range, &mapping.range)
+            });
+            if !stays && !mapping.unmapped {
+                mapping.unmapped = true;
+                self.revision += 1;
+                process.revision = self.revision;
+            }
+        }
     }
 
     /// Adds a mapping. It takes the place of what was at its addresses before.
@@ -120,6 +142,7 @@ impl Mappings {
             offset: record.offset,
             object,
             since_ns: record.since_ns,
+            unmapped: false,
         };
         let known = mappings
             .iter_mut()
@@ -129,6 +152,7 @@ impl Mappings {
             Some(old)
                 if old.range == new.range
                     && old.offset == new.offset
+                    && !old.unmapped
                     && Arc::ptr_eq(&old.object, &new.object) =>
             {
                 // /proc can show a mapping before its event comes, which knows the time
@@ -188,6 +212,7 @@ impl Mappings {
                 .collect();
             layout.push(mapping.clone());
         }
+        layout.retain(|mapping| !mapping.unmapped);
         layout.sort_by_key(|mapping| mapping.range.start);
         layout
     }
@@ -244,6 +269,7 @@ fn without(mapping: Mapping, range: &Range<u64>) -> impl Iterator<Item = Mapping
         offset: mapping.file_offset(start),
         object: Arc::clone(&mapping.object),
         since_ns: mapping.since_ns,
+        unmapped: mapping.unmapped,
     };
     let Range { start, end } = mapping.range;
     let parts = [
@@ -417,6 +443,22 @@ mod tests {
                 (0x5000..0x9000, 0x5000),
             ]
         );
+    }
+
+    #[test]
+    fn what_is_unmapped_leaves_the_layout_and_is_still_found() {
+        let mut mappings = Mappings::default();
+        mappings.add(1, record(0x1000..0x2000, "/stays"));
+        mappings.add(1, record(0x4000..0x5000, "/goes"));
+        let revision = mappings.revision(1);
+        mappings.remove_all_but(1, &[(0x1000..0x2000, 0), (0x4000..0x5000, 77)]);
+        assert_ne!(mappings.revision(1), revision);
+        let layout = mappings.layout(1);
+        assert_eq!(layout.len(), 1);
+        assert_eq!(layout[0].range, 0x1000..0x2000);
+        assert!(mappings.find(1, 0x4abc, 0).is_some());
+        mappings.add(1, record(0x4000..0x5000, "/goes"));
+        assert_eq!(mappings.layout(1).len(), 2);
     }
 
     #[test]

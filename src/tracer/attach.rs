@@ -32,6 +32,24 @@ pub fn attach_thread_exit(programs: &MemleakProgs<'_>) -> Result<Link> {
         .context("failed to attach to the tracepoint `sched_process_exit`")
 }
 
+/// Watches a dynamic linker, at the offset in its file of the function that it calls for debuggers' sake, in the process
+/// `pid`, or, without one, in every process.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub fn attach_code_change(
+    programs: &MemleakProgs<'_>,
+    pid: Option<u32>,
+    linker: &Path,
+    offset: u64,
+) -> Result<Link> {
+    let pid = pid.map_or(-1, |pid| i32::try_from(pid).unwrap_or(-1));
+    programs
+        .code_change
+        .attach_uprobe(false, pid, linker, usize::try_from(offset)?)
+        .with_context(|| format!("failed to watch the dynamic linker {}", linker.display()))
+}
+
 /// Attaches the probes of one object in the process `pid`, or, without one, in every process.
 ///
 /// # Errors
@@ -130,7 +148,7 @@ pub fn uses(attachment: Attachment, program: &str) -> bool {
             .is_some_and(|row| row.parse::<u32>().is_ok())
     };
     match attachment {
-        _ if program == "thread_exit" => true,
+        _ if matches!(program, "thread_exit" | "code_change") => true,
         Attachment::Session => matches!(
             program,
             "user_session" | "user_free_multi" | "empty_session"

@@ -29,8 +29,8 @@ pub struct DeferredWalk {
 
 /// What an address of code is worth to a walk.
 pub enum Found {
-    /// The rule for it.
-    Rule(Rule),
+    /// The rule for it, and the number of the table that it is from, 0 for none.
+    Rule(Rule, u32),
     /// It is in no known code.
     Nothing,
 }
@@ -73,7 +73,7 @@ impl DeferredWalk {
     /// Walks on to the stack's end, or to `max_depth` frames.
     fn walk(&mut self, max_depth: usize, mut rule_at: impl FnMut(u64) -> Found) -> WalkEnd {
         loop {
-            let Found::Rule(rule) = rule_at(self.frame.code_address()) else {
+            let Found::Rule(rule, table) = rule_at(self.frame.code_address()) else {
                 return WalkEnd::UnknownCode;
             };
             let depth = self.walked.depth as usize;
@@ -85,7 +85,7 @@ impl DeferredWalk {
             }
             *address = self.frame.pc;
             self.walked.depth += 1;
-            self.hash = hash_address(self.hash, self.frame.pc);
+            self.hash = hash_address(self.hash ^ u64::from(table), self.frame.pc);
             match step(&self.frame, rule, |address| self.word(address)) {
                 Ok(frame) => self.frame = frame,
                 Err(end) => return WalkEnd::At(end),
@@ -190,10 +190,10 @@ mod tests {
 
     fn rule_at(address: u64) -> Found {
         match address {
-            0x999 => Found::Rule(Rule::Stop),
+            0x999 => Found::Rule(Rule::Stop, 0),
             0xeee => Found::Nothing,
             // two words for each frame
-            _ => Found::Rule(Rule::Plt { threshold: 0 }),
+            _ => Found::Rule(Rule::Plt { threshold: 0 }, 0),
         }
     }
 

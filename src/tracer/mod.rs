@@ -58,7 +58,7 @@ mod skel {
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, ensure};
@@ -279,6 +279,8 @@ impl<'obj> Tracer<'obj> {
             self.events.forget(pid, ended_ns);
             self.executed.remove(&pid);
             self.tables.forget_process(pid)?;
+            // often there is none
+            let _ = self.skel.maps.code_changes.delete(&pid.to_ne_bytes());
         }
         let used = self
             .events
@@ -296,6 +298,30 @@ impl<'obj> Tracer<'obj> {
                 .push(attach::attach_thread_exit(&self.skel.progs)?);
         }
         Ok(())
+    }
+
+    /// Watches a dynamic linker at the offset of its [`debug_hook`](crate::probes::debug_hook), in one process or in all,
+    /// so that what is known of a process's code is not used once the linker has changed it.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn watch_linker(&mut self, linker: &Path, offset: u64, pid: Option<u32>) -> Result<()> {
+        let link = attach::attach_code_change(&self.skel.progs, pid, linker, offset)?;
+        self.links.push(link);
+        Ok(())
+    }
+
+    /// How often a process's dynamic linker has changed what is mapped, for [`Tracer::set_code`].
+    ///
+    /// # Errors
+    /// Fails when the map can't be read.
+    pub fn code_changes(&self, pid: u32) -> Result<u32> {
+        let changes = &self.skel.maps.code_changes;
+        let value = changes
+            .lookup(&pid.to_ne_bytes(), MapFlags::ANY)
+            .context("failed to read how often code has changed")?;
+        let number = value.and_then(|bytes| bytes.try_into().ok());
+        Ok(number.map_or(0, u32::from_ne_bytes))
     }
 
     /// Attaches to the kernel's allocators. Gives the frees that will not be seen.
@@ -359,7 +385,8 @@ impl<'obj> Tracer<'obj> {
         self.tables.load_files(files, &mut meanwhile)
     }
 
-    /// Tells the unwinder what code a process maps now.
+    /// Tells the unwinder what code a process maps now. `changes` is what [`Tracer::code_changes`] said before that was
+    /// looked at.
     ///
     /// # Errors
     /// Fails when the kernel refuses memory.
@@ -367,6 +394,7 @@ impl<'obj> Tracer<'obj> {
         &mut self,
         pid: u32,
         mappings: &[CodeMapping],
+        changes: u32,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
         // what the programs report while tables are being built must not find a full ring
@@ -375,7 +403,9 @@ impl<'obj> Tracer<'obj> {
             tick: &mut || drained = self.events.drain(),
             progress: &mut progress,
         };
-        let result = self.tables.set_process(pid, mappings, &mut meanwhile);
+        let result = self
+            .tables
+            .set_process(pid, mappings, changes, &mut meanwhile);
         if let Some(data) = self.skel.maps.bss_data.as_deref_mut() {
             data.unwind_changes = data.unwind_changes.wrapping_add(1);
         }

@@ -161,7 +161,8 @@ impl UnwindTables {
         Ok(())
     }
 
-    /// Makes `mappings`, which don't overlap, what the unwinder knows of a process, in place of what it knew. Tables
+    /// Makes `mappings`, which don't overlap, what the unwinder knows of a process, in place of what it knew, until its
+    /// `code_changes` are other than `changes`. Tables
     /// that are new are loaded first, as by [`UnwindTables::load_files`].
     ///
     /// # Errors
@@ -170,6 +171,7 @@ impl UnwindTables {
         &mut self,
         tgid: u32,
         mappings: &[CodeMapping],
+        changes: u32,
         meanwhile: &mut Meanwhile<'_>,
     ) -> Result<()> {
         for mapping in mappings {
@@ -196,7 +198,7 @@ impl UnwindTables {
             }
         }
         described.sort_by_key(|mapping| mapping.begin);
-        self.publish(tgid, &merge(described))?;
+        self.publish(tgid, changes, &merge(described))?;
         self.store.prepare_block()
     }
 
@@ -224,7 +226,7 @@ impl UnwindTables {
         let Code::File { id, path } = &mapping.code else {
             return Ok(match mapping.code {
                 Code::Unreadable { .. } => Found::Nothing,
-                _ => Found::Rule(Rule::NoFde),
+                _ => Found::Rule(Rule::NoFde, 0),
             });
         };
         self.load_files(
@@ -235,12 +237,13 @@ impl UnwindTables {
             },
         )?;
         let known = self.files.get(id);
-        let rule = known.and_then(|known| {
+        let found = known.and_then(|known| {
             let loaded = segment_of(mapping, &known.loaded)?;
             let in_file = address.wrapping_sub(bias(mapping, loaded.segment));
-            known.table.as_ref()?.lookup(in_file)
+            let rule = known.table.as_ref()?.lookup(in_file);
+            Some(Found::Rule(rule.unwrap_or(Rule::NoFde), page_bias(loaded)))
         });
-        Ok(Found::Rule(rule.unwrap_or(Rule::NoFde)))
+        Ok(found.unwrap_or(Found::Rule(Rule::NoFde, 0)))
     }
 
     fn describe(&self, mapping: &CodeMapping) -> unwind_mapping {
@@ -257,9 +260,7 @@ impl UnwindTables {
         let segments = loaded.map(Vec::as_slice).unwrap_or_default();
         if let Some(loaded) = segment_of(mapping, segments) {
             described.bias = bias(mapping, loaded.segment);
-            described.page_bias = loaded
-                .first_page
-                .wrapping_sub((loaded.segment.vaddr / PAGE_SIZE) as u32);
+            described.page_bias = page_bias(loaded);
             described.code = unwind_code::UNWIND_TABLE.0;
         }
         described
@@ -304,7 +305,7 @@ impl UnwindTables {
         }
     }
 
-    fn publish(&mut self, tgid: u32, mappings: &[unwind_mapping]) -> Result<()> {
+    fn publish(&mut self, tgid: u32, changes: u32, mappings: &[unwind_mapping]) -> Result<()> {
         // 0 stands for a process that is not described
         self.generation = self.generation.wrapping_add(1).max(1);
         if !self.described.contains_key(&tgid) {
@@ -318,7 +319,7 @@ impl UnwindTables {
             map.update(&[0; size_of::<u32>()], value, MapFlags::ANY)
                 .with_context(|| format!("failed to store the mappings of process {tgid}"))
         };
-        process::prepare(value, self.generation, mappings)?;
+        process::prepare(value, self.generation, changes, mappings)?;
         write(value)?;
         process::activate(value)?;
         write(value)
@@ -356,6 +357,12 @@ fn bias(mapping: &CodeMapping, segment: Segment) -> u64 {
         .wrapping_sub(mapping.file_offset)
         .wrapping_add(segment.file_offset)
         .wrapping_sub(segment.vaddr)
+}
+
+/// What to add to the number of a page in a segment for its key in `unwind_pages`. It wraps as well.
+fn page_bias(loaded: &LoadedSegment) -> u32 {
+    let first = (loaded.segment.vaddr / PAGE_SIZE) as u32;
+    loaded.first_page.wrapping_sub(first)
 }
 
 /// Bytes of a segment that a mapping shows. The kernel maps whole pages, so a mapping can also show the end or the

@@ -18,10 +18,16 @@ pub const MAX_MAPPINGS: usize = (size_of::<unwind_mappings>()
 ///
 /// # Errors
 /// When `value` is not one.
-pub fn prepare(value: &mut [u8], generation: u32, mappings: &[unwind_mapping]) -> Result<()> {
+pub fn prepare(
+    value: &mut [u8],
+    generation: u32,
+    changes: u32,
+    mappings: &[unwind_mapping],
+) -> Result<()> {
     let process = decode(value)?;
     let half = &mut process.halves[(process.active & 1 ^ 1) as usize];
     half.generation = generation;
+    half.changes = changes;
     half.count = mappings.len().min(MAX_MAPPINGS) as u32;
     for (slot, mapping) in half.mappings.iter_mut().zip(mappings) {
         *slot = *mapping;
@@ -145,7 +151,7 @@ mod tests {
         let mut value = vec![0; size_of::<unwind_process>()];
         let mappings: Vec<unwind_mapping> = (0..5_000).map(|n| mapping(n, n + 1, 0, 1)).collect();
         for generation in 1..4 {
-            prepare(&mut value, generation, &mappings).unwrap();
+            prepare(&mut value, generation, 9, &mappings).unwrap();
             let process = *decode(&mut value).unwrap();
             let active = process.halves[(process.active & 1) as usize];
             assert_eq!(active.generation, generation - 1);
@@ -153,8 +159,8 @@ mod tests {
             let process = *decode(&mut value).unwrap();
             let active = process.halves[(process.active & 1) as usize];
             assert_eq!(
-                (active.generation, active.count),
-                (generation, MAX_MAPPINGS as u32)
+                (active.generation, active.changes, active.count),
+                (generation, 9, MAX_MAPPINGS as u32)
             );
             assert_eq!(
                 active.mappings[MAX_MAPPINGS - 1].begin,

@@ -1,0 +1,48 @@
+//! Where dynamic linkers tell debuggers that they change what is mapped. What follows from that is decided elsewhere.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::discover::Candidate;
+use super::symbols::Symbols;
+
+/// The function that glibc's and musl's linkers call before and after they load or unload libraries.
+const HOOK: &str = "_dl_debug_state";
+
+/// The file of the dynamic linker among what a process maps, and the offset in it of the function that it calls for
+/// debuggers' sake; none in a static program.
+pub fn debug_hook(candidates: &[Candidate]) -> Option<(PathBuf, u64)> {
+    candidates
+        .iter()
+        .filter(|candidate| {
+            let name = candidate.shown.file_name();
+            // ld-linux-x86-64.so.2, ld-2.31.so, ld-musl-x86_64.so.1
+            name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld"))
+        })
+        .find_map(|candidate| {
+            let data = fs::read(&candidate.path).ok()?;
+            let hook = Symbols::parse(&data).ok()?.find(HOOK)?;
+            Some((candidate.path.clone(), hook.file_offset))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_linker_of_this_machine_has_a_hook() {
+        let candidates: Vec<Candidate> = crate::target::objects_of_command("/bin/true".as_ref())
+            .unwrap()
+            .into_iter()
+            .map(|path| Candidate {
+                shown: path.clone(),
+                path,
+            })
+            .collect();
+        let (linker, offset) = debug_hook(&candidates).unwrap();
+        assert!(linker.to_string_lossy().contains("/ld-"), "{linker:?}");
+        assert!(offset > 0);
+        assert_eq!(debug_hook(&candidates[..1]), None);
+    }
+}
