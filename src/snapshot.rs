@@ -143,6 +143,8 @@ pub struct Losses {
     pub threads: u64,
     /// Blocks that were replaced because their address was handed out again: a free was missed.
     pub missed_frees: u64,
+    /// C++ allocations so large that they could fail, whose exception would not have passed a return probe.
+    pub unfollowed: u64,
     /// Processes that were not traced because there were too many.
     pub processes: u64,
     /// Events of the kernel that came while the program for them was at work already, in an interrupt of it.

@@ -330,3 +330,38 @@ fn a_bundled_jemalloc_is_found_whatever_its_prefix() {
         assert_named(&finished, "jemalloc", &format!("{prefix}sdallocx"));
     }
 }
+
+#[test]
+fn an_allocator_that_is_opened_later_is_probed_from_then_on() {
+    require_root();
+    let program = fixture::c("plugin_allocator");
+    let mut target = memleak::ready(&program, &["libmimalloc.so.2"]);
+    let mut tracer = memleak::attach(target.pid(), &[], NEVER);
+    target.send_line();
+    target.expect("opened");
+    tracer.stderr_line("word of the library", |line| {
+        line.contains("probing ") && line.contains("libmimalloc.so.2")
+    });
+    target.send_line();
+    target.expect("done");
+    assert!(target.finish().status.success());
+    let report = last_report(&finish_well(tracer));
+    let made = report.made_in("leak_by_plugin");
+    assert_eq!(made, Held::each(4, 2101), "{report:#?}");
+}
+
+#[test]
+fn a_command_that_executes_a_static_program_is_probed_from_then_on() {
+    require_root();
+    let program = fixture::c_with("sizes", &["-static"]);
+    let mut command = memleak::command();
+    command.args(["-v", "-T", "1000", NEVER, "--", "sh", "-c", "exec \"$0\""]);
+    let mut running = Running::spawn(command.arg(&program));
+    running.expect("ready");
+    running.stderr_line("word of the program", |line| {
+        line.contains("probing ") && line.contains("/sizes: process ")
+    });
+    running.send_line();
+    running.expect("done");
+    assert_sizes(&last_report(&finish_well(running)));
+}

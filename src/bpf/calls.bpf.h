@@ -61,6 +61,17 @@ static __always_inline int begin_call(struct call *call, __u64 sp, bool recorded
 	return TRAP_RETURN;
 }
 
+/* A call whose return is not trapped, though calls within it are nested all the same. */
+static __always_inline void begin_untrapped(struct pt_regs *ctx, struct call *call, __u64 sp)
+{
+#if RETURN_ADDRESS_ON_STACK
+	begin_call(call, sp, false);
+	call->trapped = false;
+	call->entry_pc = regs_pc(ctx);
+	call->return_address = read_user_word(sp);
+#endif
+}
+
 /*
  * A call that is left out still has to be known while it lasts, or the mmap with which it gets its memory
  * would be taken for the program's own, and the sampler would give the realloc inside reallocarray a second
@@ -70,14 +81,8 @@ static __always_inline int leave_out(struct pt_regs *ctx, struct call *call, __u
 {
 	if (trace_calls || !return_trap_is_optional)
 		return begin_call(call, sp, false);
-#if RETURN_ADDRESS_ON_STACK
-	if (track_mappings || sample_below || sample_distance) {
-		begin_call(call, sp, false);
-		call->trapped = false;
-		call->entry_pc = regs_pc(ctx);
-		call->return_address = read_user_word(sp);
-	}
-#endif
+	if (track_mappings || sample_below || sample_distance)
+		begin_untrapped(ctx, call, sp);
 	return SKIP_RETURN;
 }
 
@@ -234,6 +239,11 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	}
 
 	call->size = requested_size(arguments, function);
+	if (function->throws && call->size > max_throwing_size) {
+		count_lost(unfollowed);
+		begin_untrapped(ctx, call, sp);
+		return SKIP_RETURN;
+	}
 	wanted = size_is_wanted(call->size) && sampler_picks(&thread->sampler, call->size);
 	if (!wanted && !call->has_old)
 		return leave_out(ctx, call, sp);

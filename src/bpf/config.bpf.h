@@ -17,6 +17,9 @@ volatile struct function functions[MAX_FUNCTIONS] = {};
 const volatile __u64 min_size = 0;
 const volatile __u64 max_size = ~0ULL;
 
+/* A call for more bytes than this can fail: where it would throw, its return is not trapped. */
+const volatile __u64 max_throwing_size = ~0ULL;
+
 /* An allocation is recorded when a random u32 is below this; 0 records all. */
 const volatile __u32 sample_below = 0;
 

@@ -37,6 +37,8 @@ struct function {
 	__u8 out;	 /* argument that points to where the result is stored; none: it is returned */
 	__u32 length;	 /* of its code in bytes */
 	__u32 allocator; /* number of the allocator that it belongs to; 0: the C library's */
+	__u32 throws;	 /* 1: a call that fails throws an exception, which can't pass a return probe */
+	__u32 zero;
 	__u64 constant_size;
 };
 
@@ -134,6 +136,7 @@ struct lost {
 	__u64 threads;	    /* no memory for a thread's state */
 	__u64 missed_frees; /* an address was handed out that was still live */
 	__u64 processes;    /* `traced_processes` was full */
+	__u64 unfollowed;   /* calls that could have thrown an exception through a return probe */
 };
 
 /* How often programs ran. */

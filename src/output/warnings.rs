@@ -48,6 +48,13 @@ pub fn warning(losses: &Losses) -> Option<String> {
             ),
         ),
         (
+            losses.unfollowed,
+            format!(
+                "{} C++ allocations not followed, so large that failing with an exception could have ended the program",
+                losses.unfollowed
+            ),
+        ),
+        (
             losses.processes,
             format!(
                 "{} processes not traced, as there were too many, name fewer",

@@ -39,6 +39,8 @@ pub struct Wanted<'a> {
     pub object: Option<&'a Path>,
     /// What to look for in it.
     pub search: Search<'a>,
+    /// Whether the candidates are all that there is, so that Rust's functions serve where they hold nothing else.
+    pub all: bool,
     /// Functions to probe as well, in whatever object has them.
     pub own: &'a [OwnFunction],
     /// Finds the file with a stripped object's symbols, given a path that leads to the object and its path as the
@@ -73,7 +75,7 @@ fn discover_all(candidates: &[Candidate], wanted: &Wanted<'_>) -> Result<Vec<Obj
         // what can't be read is not ELF code: a device, or a file of another format
         .filter_map(|candidate| look(candidate, wanted).ok())
         .collect();
-    if !found.iter().any(|looked| looked.object.plan.allocates()) {
+    if wanted.all && !found.iter().any(|looked| looked.object.plan.allocates()) {
         for looked in &mut found {
             looked.object.plan.resort();
         }
@@ -99,21 +101,32 @@ fn add_own(
         Some(object) => vec![named_object(object, candidates)],
         None => candidates.to_vec(),
     };
-    let place = |candidate: &Candidate| -> Result<Option<Probe>> {
+    let place = |candidate: &Candidate| -> Result<Result<Option<Probe>>> {
         with_symbols(candidate, wanted, |symbols| {
-            let file = symbols.find(&function.name)?;
-            Some(plan_own(symbols, function, &file, wanted.search.at))
+            let Some(found) = symbols.find(&function.name) else {
+                return Ok(None);
+            };
+            // C's names have no dots
+            if symbols.is_go() && function.name.contains('.') {
+                bail!(
+                    "{}: {} is a Go function: Go moves stacks, which a probed return would not survive",
+                    function.option,
+                    function.name
+                );
+            }
+            Ok(Some(plan_own(symbols, function, &found, wanted.search.at)))
         })
     };
     let mut found = None;
     for candidate in &looked_at {
         match place(candidate) {
-            Ok(Some(probe)) => {
-                found = Some((candidate, probe));
-                break;
-            }
+            Ok(probe) => found = probe?.map(|probe| (candidate, probe)),
             Err(error) if named.is_some() => return Err(error),
-            Ok(None) | Err(_) => {}
+            // not an ELF object
+            Err(_) => {}
+        }
+        if found.is_some() {
+            break;
         }
     }
     let Some((candidate, probe)) = found else {
@@ -147,8 +160,27 @@ fn add_own(
     Ok(())
 }
 
+/// The target's program, if it is written in Go.
+pub fn go_program(candidates: &[Candidate]) -> Option<&Path> {
+    let is_go = |candidate: &&Candidate| {
+        map_file(&candidate.path).is_ok_and(|data| {
+            Symbols::parse(&data).is_ok_and(|symbols| symbols.is_go() && symbols.is_program())
+        })
+    };
+    // the program comes first, or nearly so
+    let program = candidates.iter().take(2).find(is_go)?;
+    Some(&program.shown)
+}
+
 /// Why no allocator was found, and what to do. `bare` is a static program without symbols, if one was met.
 fn nothing_found(candidates: &[Candidate], bare: Option<&Path>, wanted: &Wanted<'_>) -> String {
+    if let Some(path) = go_program(candidates) {
+        return format!(
+            "{} is a Go program without C code: its heap is Go's own, which moves stacks in a way that probes must \
+             not meet; use Go's pprof (net/http/pprof)",
+            path.display()
+        );
+    }
     if let Some(path) = bare {
         return format!(
             "{} is statically linked and stripped, so its allocator has no name: install its debug \
@@ -293,6 +325,7 @@ mod tests {
             mappings: true,
             at: ProbeAt::Cheapest,
         },
+        all: true,
         own: &[],
         debug_file: &|_, _| None,
     };

@@ -134,10 +134,10 @@ impl Members {
 
     fn add_mimalloc(&mut self) {
         self.add("mi_", MIMALLOC, "mimalloc");
-        // a heap is no argument of a free
+        // a heap is no argument of a free, and mi_heap_new makes a heap
         let with_heap = MIMALLOC
             .iter()
-            .filter(|row| row.signature.operation != Operation::Free);
+            .filter(|row| row.signature.operation != Operation::Free && row.name != "new");
         for prefix in ["mi_heap_", "mi_theap_"] {
             self.extend(with_heap.clone().map(|row| (prefix, row, 1)), "mimalloc");
         }
@@ -241,6 +241,7 @@ mod tests {
         let realloc = signature("mi_heap_realloc").unwrap();
         assert_eq!((realloc.block, realloc.size), (Some(2), Some(3)));
         assert_eq!(signature("mi_heap_free"), None);
+        assert_eq!(signature("mi_heap_new"), None);
         assert!(signature("mi_free").is_some());
     }
 }

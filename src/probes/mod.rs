@@ -12,7 +12,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-pub use discover::{Candidate, ObjectPlan, Wanted, discover};
+pub use discover::{Candidate, ObjectPlan, Wanted, discover, go_program};
 pub use families::LIBC;
 pub use linker::debug_hook;
 pub use own::OwnFunction;

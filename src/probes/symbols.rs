@@ -45,6 +45,8 @@ struct Kind {
     linked_dynamically: bool,
     /// It carries a `.symtab`.
     has_symbol_table: bool,
+    /// Go's linker made it.
+    go: bool,
 }
 
 /// Which definition of a name wins, best first: what the dynamic linker would bind comes before
@@ -112,6 +114,11 @@ impl<'data> Symbols<'data> {
     /// Whether it is a program that brings all of its code, libc's included.
     pub fn is_static_program(&self) -> bool {
         self.kind.program && !self.kind.linked_dynamically
+    }
+
+    /// Whether it holds code of Go's, whose stacks move: their functions can't be probed at their returns.
+    pub fn is_go(&self) -> bool {
+        self.kind.go
     }
 
     /// Whether its symbol table was stripped off.
@@ -287,6 +294,9 @@ fn kind(
                 && entry.d_val(endian) & elf::DF_1_PIE.0 != 0;
         }
     }
+    kind.go = [&b".go.buildinfo"[..], b".note.go.buildid"]
+        .iter()
+        .any(|name| sections.section_by_name(endian, name).is_some());
     kind.has_symbol_table = sections
         .iter()
         .any(|section| section.sh_type(endian) == elf::SHT_SYMTAB);

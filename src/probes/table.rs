@@ -36,6 +36,8 @@ pub struct Signature {
     pub block: Option<Argument>,
     /// The argument that points to where the new block's address is stored; else it is returned.
     pub out: Option<Argument>,
+    /// Whether a call that fails throws an exception.
+    pub throws: bool,
 }
 
 /// A function to probe.
@@ -57,6 +59,7 @@ impl Signature {
             count: None,
             block: None,
             out: None,
+            throws: false,
         }
     }
 
@@ -107,6 +110,11 @@ const fn stored(mut row: Row, out: Argument) -> Row {
     row
 }
 
+const fn throwing(mut row: Row) -> Row {
+    row.signature.throws = true;
+    row
+}
+
 /// The interface of the C library's allocator, which most others share. A prefix can go before these names.
 pub const C_INTERFACE: &[Row] = &[
     allocate("malloc", 1),
@@ -150,13 +158,13 @@ pub const TCMALLOC: &[Row] = &[
     free("tc_free", 1),
     free("tc_free_sized", 1),
     free("tc_cfree", 1),
-    allocate("tc_new", 1),
+    throwing(allocate("tc_new", 1)),
     allocate("tc_new_nothrow", 1),
-    allocate("tc_newarray", 1),
+    throwing(allocate("tc_newarray", 1)),
     allocate("tc_newarray_nothrow", 1),
-    allocate("tc_new_aligned", 1),
+    throwing(allocate("tc_new_aligned", 1)),
     allocate("tc_new_aligned_nothrow", 1),
-    allocate("tc_newarray_aligned", 1),
+    throwing(allocate("tc_newarray_aligned", 1)),
     allocate("tc_newarray_aligned_nothrow", 1),
     free("tc_delete", 1),
     free("tc_delete_sized", 1),
@@ -205,15 +213,15 @@ pub const MIMALLOC: &[Row] = &[
     allocate("aligned_alloc", 2),
     allocate("valloc", 1),
     allocate("pvalloc", 1),
-    allocate("new", 1),
+    throwing(allocate("new", 1)),
     allocate("new_nothrow", 1),
-    allocate("new_aligned", 1),
+    throwing(allocate("new_aligned", 1)),
     allocate("new_aligned_nothrow", 1),
-    counted(allocate("new_n", 2), 1),
+    throwing(counted(allocate("new_n", 2), 1)),
     reallocate("new_realloc", 1, 2),
     counted(reallocate("new_reallocn", 1, 3), 2),
-    allocate("alloc_new", 1),
-    counted(allocate("alloc_new_n", 2), 1),
+    throwing(allocate("alloc_new", 1)),
+    throwing(counted(allocate("alloc_new_n", 2), 1)),
     free("free", 1),
     free("free_size", 1),
     free("free_size_aligned", 1),
@@ -224,26 +232,26 @@ pub const MIMALLOC: &[Row] = &[
 /// C++ `operator new` and `operator delete`, plain and for arrays, in all forms of the standard and with tcmalloc's
 /// hints (Itanium ABI, 64 bits).
 pub const OPERATORS: &[Row] = &[
-    allocate("_Znwm", 1),
-    allocate("_Znam", 1),
+    throwing(allocate("_Znwm", 1)),
+    throwing(allocate("_Znam", 1)),
     allocate("_ZnwmRKSt9nothrow_t", 1),
     allocate("_ZnamRKSt9nothrow_t", 1),
-    allocate("_ZnwmSt11align_val_t", 1),
-    allocate("_ZnamSt11align_val_t", 1),
+    throwing(allocate("_ZnwmSt11align_val_t", 1)),
+    throwing(allocate("_ZnamSt11align_val_t", 1)),
     allocate("_ZnwmSt11align_val_tRKSt9nothrow_t", 1),
     allocate("_ZnamSt11align_val_tRKSt9nothrow_t", 1),
-    allocate("_Znwm12__hot_cold_t", 1),
-    allocate("_Znam12__hot_cold_t", 1),
+    throwing(allocate("_Znwm12__hot_cold_t", 1)),
+    throwing(allocate("_Znam12__hot_cold_t", 1)),
     allocate("_ZnwmRKSt9nothrow_t12__hot_cold_t", 1),
     allocate("_ZnamRKSt9nothrow_t12__hot_cold_t", 1),
-    allocate("_ZnwmSt11align_val_t12__hot_cold_t", 1),
-    allocate("_ZnamSt11align_val_t12__hot_cold_t", 1),
+    throwing(allocate("_ZnwmSt11align_val_t12__hot_cold_t", 1)),
+    throwing(allocate("_ZnamSt11align_val_t12__hot_cold_t", 1)),
     allocate("_ZnwmSt11align_val_tRKSt9nothrow_t12__hot_cold_t", 1),
     allocate("_ZnamSt11align_val_tRKSt9nothrow_t12__hot_cold_t", 1),
-    allocate("__size_returning_new", 1),
-    allocate("__size_returning_new_aligned", 1),
-    allocate("__size_returning_new_hot_cold", 1),
-    allocate("__size_returning_new_aligned_hot_cold", 1),
+    throwing(allocate("__size_returning_new", 1)),
+    throwing(allocate("__size_returning_new_aligned", 1)),
+    throwing(allocate("__size_returning_new_hot_cold", 1)),
+    throwing(allocate("__size_returning_new_aligned_hot_cold", 1)),
     free("_ZdlPv", 1),
     free("_ZdaPv", 1),
     free("_ZdlPvm", 1),

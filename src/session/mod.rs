@@ -8,6 +8,7 @@ mod overhead;
 mod probing;
 mod processes;
 mod reporter;
+mod safety;
 mod traced;
 mod unwinding;
 mod wait;
@@ -30,7 +31,7 @@ use crate::report::Frame;
 use crate::snapshot::{Snapshot, StackId, Usage, WallTime};
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::{MappingEvents, Mappings, descendants, objects_of_command};
+use crate::target::{MappingEvents, Mappings, descendants, memory, objects_of_command};
 use crate::tracer::{self, Config, ProcessFilter, Storage, Tracer};
 use choice::Chosen;
 use outputs::{Occasion, Outputs};
@@ -71,7 +72,13 @@ pub fn run(options: &Options) -> Result<u8> {
     let symbolizer = Symbolizer::new(&options.naming)?;
     let mut storage = Storage::new();
     let filter = many.then(|| chosen.filter()).transpose()?;
-    let tracer = Tracer::load(&mut storage, config(options, filter))?;
+    let tracer = Tracer::load(
+        &mut storage,
+        Config {
+            max_throwing_size: max_throwing_size(&target),
+            ..config(options, filter)
+        },
+    )?;
     let held = matches!(target, Traced::Command(_))
         .then_some(first)
         .flatten();
@@ -159,12 +166,15 @@ impl Session<'_> {
         let found = self.add_present(target)?;
         self.tell_unwinder()?;
         if target.is_finite() {
-            for object in self.find_allocators(target, candidates)? {
+            let objects = self.find_allocators(target, candidates)?;
+            safety::check(&self.tracer, target.processes(), candidates, &objects)?;
+            for object in objects {
                 self.probing
                     .attach(&mut self.tracer, &object, only)
                     .map_err(|error| target.still_lives().err().unwrap_or(error))?;
             }
         }
+        safety::check_unknown(&self.tracer, self.many || target.is_held())?;
         self.probe_others(&found)?;
         let verbose = self.options.verbose;
         if verbose {
@@ -215,13 +225,15 @@ impl Session<'_> {
         let own = &self.options.own_functions;
         let (probing, symbolizer) = (&self.probing, &self.symbolizer);
         let debug = |path: &Path, known_as: &Path| symbolizer.debug_file(first?, path, known_as);
-        probing.discover(candidates, own, &debug).or_else(|error| {
-            wait::pause(SETTLING);
-            match target.look_again(&mut self.mappings) {
-                Some(candidates) => probing.discover(&candidates, own, &debug),
-                None => Err(error),
-            }
-        })
+        probing
+            .discover(candidates, true, own, &debug)
+            .or_else(|error| {
+                wait::pause(SETTLING);
+                match target.look_again(&mut self.mappings) {
+                    Some(candidates) => probing.discover(&candidates, true, own, &debug),
+                    None => Err(error),
+                }
+            })
     }
 
     /// Probes what processes map that were not named. Where there are none yet, those to come will mostly have the
@@ -241,9 +253,11 @@ impl Session<'_> {
         }
         let first = found.first().copied();
         let own = &self.options.own_functions;
-        let plans = self.probing.discover(&candidates, own, &|path, known_as| {
-            self.symbolizer.debug_file(first?, path, known_as)
-        });
+        let plans = self
+            .probing
+            .discover(&candidates, true, own, &|path, known_as| {
+                self.symbolizer.debug_file(first?, path, known_as)
+            });
         // for those that were named there are probes already
         let plans = match matches!(self.options.target, TargetOption::Chosen(_)) {
             true => plans?,
@@ -369,19 +383,21 @@ impl Session<'_> {
         if news.lost > 0 {
             self.make_up_for(news.lost);
         }
-        if many {
+        if !changed.is_empty() {
             let now_ns = monotonic_ns();
             for pid in &changed {
                 let name = self.processes.name(*pid);
                 self.probing.follow(
                     &mut self.tracer,
                     (&self.mappings, &self.symbolizer),
-                    *pid,
-                    name,
+                    (*pid, name),
+                    (!many).then_some(*pid),
                     now_ns,
                 );
-                self.unwinding
-                    .load(&mut self.tracer, &self.mappings, *pid)?;
+                if many {
+                    self.unwinding
+                        .load(&mut self.tracer, &self.mappings, *pid)?;
+                }
             }
         }
         self.tell_unwinder()?;
@@ -526,8 +542,8 @@ impl Session<'_> {
             self.probing.follow(
                 &mut self.tracer,
                 (&self.mappings, &self.symbolizer),
-                pid,
-                name,
+                (pid, name),
+                None,
                 now_ns,
             );
             self.unwinding
@@ -596,9 +612,17 @@ fn monotonic_ns() -> u64 {
     u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX)
 }
 
+/// The size up to which an allocation surely succeeds in all processes that are known by now.
+fn max_throwing_size(target: &Traced) -> u64 {
+    let own = std::process::id();
+    let pids = target.pids().into_iter().chain([own]);
+    pids.map(memory::surely_allocatable).min().unwrap_or(0)
+}
+
 fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
     let recording = &options.recording;
     Config {
+        max_throwing_size: u64::MAX,
         sizes: (*recording.sizes.start(), *recording.sizes.end()),
         sampling: recording.sampling,
         mappings: recording.mappings,

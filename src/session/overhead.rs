@@ -192,15 +192,27 @@ fn cpu_time(pid: Option<u32>) -> Option<Duration> {
     ))
 }
 
-fn measure_trap(tracer: &Tracer<'_>) -> Result<TrapCost> {
+/// Where in memleak's own file the code of `probed` begins, in bytes.
+fn offset_of_probed() -> Result<u64> {
     let mut own = Mappings::default();
     own.read(std::process::id())?;
     let address = probed as *const () as u64;
-    let offset = own
-        .find(std::process::id(), address, u64::MAX)
+    let mapping = own.find(std::process::id(), address, u64::MAX);
+    Ok(mapping
         .context("failed to find memleak's own code")?
-        .file_offset(address);
-    tracer.trap_cost(offset, || {
+        .file_offset(address))
+}
+
+/// Puts an empty program at the return of `probed`, until what it gives is dropped.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub fn probe_return(tracer: &Tracer<'_>) -> Result<impl Drop + use<>> {
+    tracer.probe_own_return(offset_of_probed()?)
+}
+
+fn measure_trap(tracer: &Tracer<'_>) -> Result<TrapCost> {
+    tracer.trap_cost(offset_of_probed()?, || {
         let function: extern "C" fn() = black_box(probed);
         let begun = monotonic();
         for _ in 0..CALLS {
@@ -213,7 +225,7 @@ fn measure_trap(tracer: &Tracer<'_>) -> Result<TrapCost> {
 /// Does nothing, beginning with an instruction like those that allocators are probed at.
 #[unsafe(naked)]
 #[allow(unsafe_code)] // the compiler leaves the choice of the first instruction in no other way
-extern "C" fn probed() {
+pub extern "C" fn probed() {
     #[cfg(target_arch = "x86_64")]
     core::arch::naked_asm!("push rbp", "pop rbp", "ret");
     #[cfg(target_arch = "aarch64")]

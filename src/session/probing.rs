@@ -35,13 +35,14 @@ impl<'a> Probing<'a> {
         }
     }
 
-    /// Chooses among objects what to probe. `debug` finds the debug information of one.
+    /// Chooses among objects what to probe; `all` as in [`Wanted`]. `debug` finds the debug information of one.
     ///
     /// # Errors
     /// When there is no allocator.
     pub fn discover(
         &self,
         candidates: &[Candidate],
+        all: bool,
         own: &[OwnFunction],
         debug: &dyn Fn(&Path, &Path) -> Option<PathBuf>,
     ) -> Result<Vec<ObjectPlan>> {
@@ -53,46 +54,45 @@ impl<'a> Probing<'a> {
                 mappings: options.recording.mappings,
                 at: options.probe_at,
             },
+            all,
             own,
             debug_file: debug,
         };
         discover(candidates, &wanted)
     }
 
-    /// Probes, in all processes, what a process maps that nobody has mapped before. Where that is an allocator, what
+    /// Probes, in one process or in all, what a process maps that nobody has mapped before. Where that is an allocator, what
     /// it did so far is not counted, which is said.
     pub fn follow(
         &mut self,
         tracer: &mut Tracer<'_>,
         maps: (&Mappings, &Symbolizer),
-        pid: u32,
-        name: &str,
+        (pid, name): (u32, &str),
+        only: Option<u32>,
         now_ns: u64,
     ) {
         let (mappings, symbolizer) = maps;
-        let objects = mappings.objects(pid);
-        let new: Vec<usize> = objects
-            .iter()
-            .map(|object| object.id)
-            .filter(|id| !self.seen.contains(id))
-            .collect();
-        if new.is_empty() || self.options.object.is_some() {
+        if self.options.object.is_some() {
             return;
         }
-        self.seen.extend(new);
+        let mut objects = mappings.objects(pid);
+        objects.retain(|object| self.seen.insert(object.id));
         // a process without an allocator is traced in vain, but no reason to stop
         let candidates = candidates(&objects);
+        if candidates.is_empty() {
+            return;
+        }
         let debug = |path: &Path, known_as: &Path| symbolizer.debug_file(pid, path, known_as);
         let found = self
-            .discover(&candidates, &self.options.own_functions, &debug)
-            .or_else(|_| self.discover(&candidates, &[], &debug))
+            .discover(&candidates, false, &self.options.own_functions, &debug)
+            .or_else(|_| self.discover(&candidates, false, &[], &debug))
             .unwrap_or_default();
         for object in found {
             if self.is_probed(&object) {
                 continue;
             }
             let shown = object.shown.display();
-            match self.attach(tracer, &object, None) {
+            match self.attach(tracer, &object, only) {
                 Ok(()) => say!(
                     "probing {shown}: process {pid} ({name}) has had it for {} ms, and what it allocated there \
                      so far is not counted",

@@ -101,6 +101,11 @@ impl Traced {
         }
     }
 
+    /// Whether it is a command that has yet to execute its program.
+    pub fn is_held(&self) -> bool {
+        matches!(self, Self::Command(command) if !command.has_run())
+    }
+
     /// Whether the session ends when nobody is left to trace: there is nobody to wait for.
     pub fn is_finite(&self) -> bool {
         !matches!(self, Self::Whoever)

@@ -39,6 +39,32 @@ pub fn headroom(pid: u32) -> Option<Headroom> {
         .min_by_key(|headroom| headroom.bytes)
 }
 
+/// Allocations of more bytes than this can fail in a process; up to it they don't, short of a machine that is out of
+/// memory, where the kernel ends processes instead.
+pub fn surely_allocatable(pid: u32) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
+    let overcommit = fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    // a limit can be reached by the smallest allocation, and so can strict accounting
+    if has_limit(&limits, "Max address space")
+        || has_limit(&limits, "Max data size")
+        || overcommit.trim() == "2"
+    {
+        return 0;
+    }
+    let machine = rustix::system::sysinfo();
+    #[allow(clippy::useless_conversion, reason = "narrower on 32-bit machines")]
+    let units = u64::from(machine.totalram).saturating_add(u64::from(machine.totalswap));
+    // what the kernel takes for obvious overcommitment
+    units.saturating_mul(u64::from(machine.mem_unit.max(1)))
+}
+
+/// Whether the soft limit of a line of /proc/PID/limits is a number.
+fn has_limit(limits: &str, name: &str) -> bool {
+    let line = limits.lines().find_map(|line| line.strip_prefix(name));
+    line.and_then(|rest| rest.split_whitespace().next())
+        .is_some_and(|soft| soft != "unlimited")
+}
+
 /// The least that any cgroup of the process leaves it. `cgroups` is the text of /proc/PID/cgroup.
 fn cgroup_headroom(cgroups: &str, root: &Path) -> Option<u64> {
     cgroups
@@ -155,6 +181,17 @@ mod tests {
             ],
         );
         assert_eq!(cgroup_headroom(lines, root), Some(80));
+    }
+
+    #[test]
+    fn limits_are_numbers_or_none() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units     \n\
+            Max data size             unlimited            unlimited            bytes     \n\
+            Max address space         1073741824           unlimited            bytes     \n";
+        assert!(has_limit(limits, "Max address space"));
+        assert!(!has_limit(limits, "Max data size"));
+        assert!(!has_limit("", "Max address space"));
+        assert!(surely_allocatable(std::process::id()) > 1 << 20);
     }
 
     #[test]

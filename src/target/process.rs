@@ -62,6 +62,19 @@ impl Process {
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(ready) if ready > 0)
     }
 
+    /// Whether any of its threads filters system calls (seccomp).
+    pub fn filters_system_calls(&self) -> bool {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid));
+        let mut tasks = tasks.into_iter().flatten().flatten();
+        tasks.any(|task| {
+            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let mode = status
+                .lines()
+                .find_map(|line| line.strip_prefix("Seccomp:"));
+            mode.is_some_and(|mode| mode.trim() != "0")
+        })
+    }
+
     /// Sends it a signal. One that has ended already is not an error.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&self.pidfd, signal) {

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 use anyhow::{Context as _, Result};
-use libbpf_rs::{MapCore, MapFlags, ProgramMut, UprobeMultiOpts, UprobeOpts};
+use libbpf_rs::{Link, MapCore, MapFlags, ProgramMut, UprobeMultiOpts, UprobeOpts};
 
 use super::kernel::Attachment;
 use super::skel::{MemleakProgs, types};
@@ -116,6 +116,35 @@ fn information(program: &ProgramMut<'_>) -> Result<libbpf_sys::bpf_prog_info> {
             .context("failed to read the statistics of a program");
     }
     Ok(info)
+}
+
+/// Puts an empty program at the return of a function of this program's own file, in every process that runs it.
+pub fn probe_own_return(
+    programs: &MemleakProgs<'_>,
+    attachment: Attachment,
+    offset: u64,
+) -> Result<Link> {
+    let offset = usize::try_from(offset)?;
+    let link = if attachment == Attachment::Session {
+        let options = UprobeMultiOpts {
+            offsets: vec![offset],
+            cookies: vec![0],
+            session: true,
+            ..UprobeMultiOpts::default()
+        };
+        programs
+            .empty_session
+            .attach_uprobe_multi_with_opts(-1, OWN_FILE, "", options)
+    } else {
+        let options = UprobeOpts {
+            retprobe: true,
+            ..UprobeOpts::default()
+        };
+        programs
+            .empty_leave
+            .attach_uprobe_with_opts(-1, OWN_FILE, offset, options)
+    };
+    link.context("failed to probe memleak's own code")
 }
 
 /// See `Tracer::trap_cost`.

@@ -103,6 +103,15 @@ pub fn has_helper(name: &str) -> Result<bool> {
     }))
 }
 
+/// Whether the kernel has a function of this name, as far as its type information tells.
+///
+/// # Errors
+/// Fails when the kernel's type information can't be read.
+pub fn has_function(name: &str) -> Result<bool> {
+    let btf = Btf::from_vmlinux().with_context(|| format!("failed to read {KERNEL_BTF}"))?;
+    Ok(btf.type_by_name::<types::Func<'_>>(name).is_some())
+}
+
 /// Whether the tracepoint of objects carries their cache (Linux 5.19).
 ///
 /// # Errors

@@ -100,6 +100,8 @@ const DEFERRED_RING_BYTES: u32 = 16 << 20;
 pub struct Config {
     /// Smallest and largest size to record, in bytes.
     pub sizes: (u64, u64),
+    /// Calls for more bytes than this may fail, so that one that would throw an exception is not followed.
+    pub max_throwing_size: u64,
     /// How many allocations are recorded.
     pub sampling: Sampling,
     /// Follow anonymous mappings.
@@ -615,6 +617,23 @@ impl<'obj> Tracer<'obj> {
         cost::run_time(&running)
     }
 
+    /// Whether this kernel's return probes end with a system call of the probed program's.
+    ///
+    /// # Errors
+    /// Fails when the kernel's type information can't be read.
+    pub fn returns_by_system_call(&self) -> Result<bool> {
+        kernel::has_function("__x64_sys_uretprobe")
+    }
+
+    /// Puts an empty program at the return of a function of memleak's own, whose code begins at an offset of its file, in
+    /// every process that runs it; until what it gives is dropped.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses to probe it.
+    pub fn probe_own_return(&self, offset: u64) -> Result<Link> {
+        cost::probe_own_return(&self.skel.progs, self.attachment, offset)
+    }
+
     /// Measures what the kernel takes to run an empty program, at the entry and at the return of
     /// `function`, a function of this very program whose code begins at an offset of its file. `measure`
     /// calls it many times and gives the time of one call in ns.
@@ -645,6 +664,7 @@ impl<'obj> Tracer<'obj> {
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,
+            unfollowed: lost.unfollowed,
             processes: lost.processes,
             events: self
                 .config
@@ -699,6 +719,8 @@ impl<'obj> Tracer<'obj> {
             out: signature.out.unwrap_or(0),
             constant_size: signature.constant_size,
             allocator,
+            throws: signature.throws.into(),
+            zero: 0,
             length: u32::try_from(probe.length).unwrap_or(u32::MAX),
         };
         self.functions.push(probe.clone());
@@ -793,6 +815,7 @@ fn configure(
         .as_deref_mut()
         .context("the BPF object has no configuration")?;
     (rodata.min_size, rodata.max_size) = config.sizes;
+    rodata.max_throwing_size = config.max_throwing_size;
     match config.sampling {
         Sampling::All => {}
         Sampling::Rate(rate) => rodata.sample_below = sampling::threshold(rate),

@@ -47,6 +47,14 @@ pub fn rust(name: &str) -> PathBuf {
     build(&format!("{name}.rs"), "rustc", RUST_FLAGS)
 }
 
+/// A Go fixture's executable, with variables of the environment such as `CGO_ENABLED=0`.
+pub fn go(name: &str, environment: &[&str]) -> PathBuf {
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("go-cache");
+    let cache = format!("GOCACHE={}", cache.display());
+    let command = [&["GOFLAGS=-mod=mod", &cache], environment, &["go", "build"]].concat();
+    build(&format!("{name}.go"), "env", &command)
+}
+
 /// The 1-based line of a fixture's source that carries the comment `// {marker}`.
 pub fn line_of(source: &str, marker: &str) -> u32 {
     let text = fs::read_to_string(sources().join(source)).expect("failed to read the fixture");

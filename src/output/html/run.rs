@@ -163,6 +163,18 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             ),
             "An address was handed out again while it still counted as live; the older block was replaced.",
         ),
+        (
+            losses.unfollowed,
+            format!(
+                "{} not followed.",
+                plural(
+                    losses.unfollowed,
+                    "C++ allocation was",
+                    "C++ allocations were"
+                )
+            ),
+            "Failing with an exception while its return is probed could have ended the program, and it was large enough to fail.",
+        ),
     ];
     let happened = all.into_iter().filter(|(number, ..)| *number > 0);
     happened.map(|(_, what, hint)| (what, hint)).collect()
