@@ -365,3 +365,17 @@ fn a_command_that_executes_a_static_program_is_probed_from_then_on() {
     running.expect("done");
     assert_sizes(&last_report(&finish_well(running)));
 }
+
+#[test]
+fn memory_that_grows_without_an_allocator_is_told() {
+    require_root();
+    let mut target = memleak::ready(&fixture::c("grows_unseen"), &[]);
+    let mut tracer = memleak::attach(target.pid(), &[], "1");
+    let told =
+        |line: &str| line.contains("called no probed function") && line.contains("grew by 8");
+    target.send_line();
+    target.expect("done");
+    tracer.stderr_line("word of the growth", told);
+    assert!(target.finish().status.success());
+    finish_well(tracer);
+}

@@ -9,6 +9,7 @@ mod probing;
 mod processes;
 mod reporter;
 mod safety;
+mod silence;
 mod traced;
 mod unwinding;
 mod wait;
@@ -39,6 +40,7 @@ use overhead::Overhead;
 use probing::Probing;
 use processes::{Keepers, Processes};
 use reporter::{Names, Reporter};
+use silence::Silence;
 use traced::Traced;
 use unwinding::Unwinding;
 use wait::{Interrupts, Schedule, Wake, monotonic};
@@ -317,6 +319,11 @@ impl Session<'_> {
 
     fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<End> {
         let mut schedule = Schedule::begin(self.options);
+        // of several processes, the programs don't tell whose calls they saw
+        let mut silence = match (self.many, target.pids().first()) {
+            (false, Some(pid)) => Some(Silence::begin(&self.tracer, *pid)?),
+            _ => None,
+        };
         loop {
             let mut descriptors = vec![self.tracer.descriptor()];
             descriptors.extend(self.mapping_events.descriptors());
@@ -345,9 +352,11 @@ impl Session<'_> {
                 Wake::Demand => self.report(older, Reason::Demand, false)?,
                 Wake::Mark => self.report(older, Reason::Mark, false)?,
                 Wake::Deadline if schedule.is_last() => {
+                    silence.iter_mut().try_for_each(|s| s.look(&self.tracer))?;
                     return self.last_report(older, Reason::Interval);
                 }
                 Wake::Deadline => {
+                    silence.iter_mut().try_for_each(|s| s.look(&self.tracer))?;
                     self.report(older, Reason::Interval, false)?;
                     if self.is_too_expensive()? {
                         self.last_report(older, Reason::Interval)?;
