@@ -223,7 +223,10 @@ impl Processes {
     fn end(&mut self, pid: u32, time_ns: u64) {
         if let Some(known) = self.known.get_mut(&pid) {
             known.ended_ns = Some(time_ns);
-            self.first_ended.get_or_insert_with(monotonic);
+            // should it have been traced after all, the next report will tell
+            if known.confirmed {
+                self.first_ended.get_or_insert_with(monotonic);
+            }
         }
     }
 
@@ -239,9 +242,13 @@ impl Processes {
         }
         self.replace(pid, keepers)?;
         let name = self.name(parent).to_owned();
+        let confirmed = self
+            .known
+            .get(&parent)
+            .is_some_and(|parent| parent.confirmed);
         keepers.mappings.fork(parent, pid);
         keepers.symbolizer.add(pid, Some(parent));
-        self.insert(pid, name, time_ns, true);
+        self.insert(pid, name, time_ns, confirmed);
         Ok(())
     }
 
@@ -283,7 +290,8 @@ impl Processes {
 
     /// Makes room for a new process under the number of one that has ended.
     fn replace(&mut self, pid: u32, keepers: &mut Keepers<'_, '_>) -> Result<()> {
-        let Some(ended_ns) = self.known.get(&pid).and_then(|known| known.ended_ns) else {
+        let known = self.known.get(&pid).filter(|known| known.confirmed);
+        let Some(ended_ns) = known.and_then(|known| known.ended_ns) else {
             return Ok(());
         };
         say!(

@@ -32,6 +32,11 @@ pub fn c_with(name: &str, flags: &[&str]) -> PathBuf {
     build(&format!("{name}.c"), "cc", &[C_FLAGS, flags].concat())
 }
 
+/// A C fixture's executable, made by another compiler, with flags after the usual ones.
+pub fn with_compiler(name: &str, compiler: &str, flags: &[&str]) -> PathBuf {
+    build(&format!("{name}.c"), compiler, &[C_FLAGS, flags].concat())
+}
+
 /// A C++ fixture's executable.
 pub fn cpp(name: &str) -> PathBuf {
     build(&format!("{name}.cpp"), "c++", C_FLAGS)
