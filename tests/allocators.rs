@@ -373,6 +373,8 @@ fn memory_that_grows_without_an_allocator_is_told() {
     let mut tracer = memleak::attach(target.pid(), &[], "1");
     let told =
         |line: &str| line.contains("called no probed function") && line.contains("grew by 8");
+    // an interval is compared with the one before
+    tracer.stdout_line("first report", |line| line.contains("Top 10 stacks"));
     target.send_line();
     target.expect("done");
     tracer.stderr_line("word of the growth", told);
