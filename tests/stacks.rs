@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::memleak::{self, ALL_STACKS, NEVER, finish_well, last_report, start};
-use common::process::Finished;
+use common::process::{Finished, Running};
 use common::report::{Held, Report, Stack, is_header};
 use common::{fixture, require_root};
 use tempfile::TempDir;
@@ -309,6 +309,64 @@ fn generated_code_has_the_name_that_its_map_tells() {
         "{report:#?}"
     );
     assert_eq!(stack.frames[0].module, "jit", "{report:#?}");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn generated_code_below_another_root_has_the_name_that_the_map_there_tells() {
+    require_root();
+    let root = TempDir::new().unwrap();
+    fs::create_dir(root.path().join("tmp")).unwrap();
+    let program = fixture::c_with("jit", &["-static"]);
+    fs::copy(program, root.path().join("jit")).unwrap();
+    let mut chroot = Command::new("chroot");
+    let mut target = Running::spawn(chroot.arg(root.path()).args(["/jit", "wait"]));
+    target.expect("ready");
+    let tracer = memleak::attach(target.pid(), &["-T", ALL_STACKS], NEVER);
+    target.send_line();
+    assert!(target.finish().status.success());
+    let report = last_report(&finish_well(tracer));
+    let stack = stack_with(&report, Held::new(4321, 1));
+    assert_eq!(
+        symbols(stack)[..3],
+        ["generated code", "call_generated", "main"],
+        "{report:#?}"
+    );
+    assert_eq!(stack.frames[0].module, "jit", "{report:#?}");
+}
+
+#[test]
+fn files_that_only_the_targets_mount_namespace_has_are_named() {
+    require_root();
+    let folder = TempDir::new().unwrap();
+    let [first, second] = plugins(folder.path(), [64, 64]);
+    let host = fixture::c_with("plugin_host", &["-ldl"]);
+    let hidden = folder.path().join("hidden");
+    fs::create_dir(&hidden).unwrap();
+    let script = r#"set -e; mount -t tmpfs none "$1"; cp "$2" "$3" "$1"; exec "$4" "$1/first_leak.so" "$1/second_leak.so""#;
+    let arguments = [
+        "-m",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        hidden.to_str().unwrap(),
+        &first,
+        &second,
+        host.to_str().unwrap(),
+    ];
+    let options = ["-T", ALL_STACKS, "0.1"];
+    let mut running = start(&options, Path::new("/usr/bin/unshare"), &arguments);
+    for _ in 0..2 {
+        running.expect("loaded");
+        // a whole report later, the mapping is known
+        running.stdout_line("report", is_header);
+        running.stdout_line("report", is_header);
+        running.send_line();
+    }
+    let report = last_report(&finish_well(running));
+    assert_plugins_are_told_apart(&report);
+    assert!(fs::read_dir(&hidden).unwrap().next().is_none());
 }
 
 /// A stripped program whose debug information is in prog.debug beside it, linked to.
