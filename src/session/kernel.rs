@@ -106,7 +106,7 @@ impl KernelSession<'_> {
             .say("Attaching to kernel allocators, Ctrl+C to quit.")?;
         let mut schedule = Schedule::begin(self.options);
         loop {
-            let descriptors = [self.tracer.descriptor()];
+            let descriptors = self.tracer.descriptors();
             let wake = wait::wait(interrupts, None, &descriptors, Some(schedule.deadline()))?;
             self.reporter.show_calls(&self.tracer.take_calls()?)?;
             match wake {

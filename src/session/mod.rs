@@ -325,7 +325,7 @@ impl Session<'_> {
             _ => None,
         };
         loop {
-            let mut descriptors = vec![self.tracer.descriptor()];
+            let mut descriptors = Vec::from(self.tracer.descriptors());
             descriptors.extend(self.mapping_events.descriptors());
             let deadline = schedule.deadline();
             let until = [

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
 
 use super::deferred::DeferredWalk;
@@ -15,9 +15,13 @@ use super::ranges::{Ranges, Span};
 use super::skel::types;
 use crate::trace::Call;
 
+/// Walks that fit into their ring, and some more.
+const MOST_WALKS: usize = 4096;
+
 /// What has come out of the rings so far.
 pub struct Events {
     rings: RingBuffer<'static>,
+    walks_ring: RingBuffer<'static>,
     ranges: Rc<RefCell<Ranges>>,
     calls: Rc<RefCell<Vec<types::call_event>>>,
     unknown_code: Rc<RefCell<BTreeSet<u32>>>,
@@ -66,20 +70,25 @@ impl Events {
                     0
                 })
             })
-            .and_then(|builder| {
-                builder.add(deferred_walks_ring, move |data| {
-                    deferred_walks_in
-                        .borrow_mut()
-                        .extend(DeferredWalk::parse(data));
-                    0
-                })
-            })
             .context("failed to open the rings of events")?;
         let rings = builder
             .build()
             .context("failed to open the rings of events")?;
+        let mut builder = RingBufferBuilder::new();
+        builder
+            .add(deferred_walks_ring, move |data| {
+                deferred_walks_in
+                    .borrow_mut()
+                    .extend(DeferredWalk::parse(data));
+                0
+            })
+            .context("failed to open the ring of deferred walks")?;
+        let walks_ring = builder
+            .build()
+            .context("failed to open the ring of deferred walks")?;
         Ok(Self {
             rings,
+            walks_ring,
             ranges,
             calls,
             unknown_code,
@@ -92,6 +101,9 @@ impl Events {
     /// # Errors
     /// Fails when a ring is damaged.
     pub fn drain(&self) -> Result<()> {
+        // no more than were there: they can come as fast as they are taken, as long as nobody makes the table
+        let taken = self.walks_ring.consume_raw_n(MOST_WALKS);
+        ensure!(taken >= 0, "failed to read the ring of deferred walks");
         self.rings
             .consume()
             .context("failed to read the rings of events")
@@ -136,11 +148,13 @@ impl Events {
         self.deferred_walks.take()
     }
 
-    /// Becomes readable when something has come.
-    #[allow(unsafe_code)] // libbpf-rs gives a raw descriptor only
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        // SAFETY: the rings own the descriptor, and the borrow of `self` keeps the rings.
-        unsafe { BorrowedFd::borrow_raw(self.rings.epoll_fd()) }
+    /// They become readable when something has come.
+    #[allow(unsafe_code)] // libbpf-rs gives raw descriptors only
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        [&self.rings, &self.walks_ring].map(|rings| {
+            // SAFETY: the rings own the descriptor, and the borrow of `self` keeps the rings.
+            unsafe { BorrowedFd::borrow_raw(rings.epoll_fd()) }
+        })
     }
 }
 

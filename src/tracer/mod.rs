@@ -644,9 +644,9 @@ impl<'obj> Tracer<'obj> {
         cost::trap_cost(&self.skel.progs, self.attachment, offset, measure)
     }
 
-    /// Becomes readable when calls or mappings have been reported.
-    pub fn descriptor(&self) -> BorrowedFd<'_> {
-        self.events.descriptor()
+    /// They become readable when something has been reported.
+    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
+        self.events.descriptors()
     }
 
     /// What was lost so far.
