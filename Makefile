@@ -45,10 +45,10 @@ test-vm: static
 	scripts/install-packages.sh vm
 	tests/vm/matrix.py --memleak target/$(TARGET)/release/memleak $(if $(FAST),--fast,--markdown docs/kernels.md)
 
-# minutes of random operations in eight threads, against their own ledger
+# minutes of random operations in eight threads, against their own ledger; a minute of load on the kernel's allocators
 soak:
 	scripts/install-packages.sh build
-	$(CARGO) test --test soak -- --ignored --nocapture --test-threads 1
+	$(CARGO) test --test soak --test kernel_load -- --ignored --nocapture --test-threads 1
 
 # one binary that needs no shared library, to copy to servers
 static:

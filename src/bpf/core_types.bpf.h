@@ -162,6 +162,7 @@ struct signal_struct {
 };
 
 struct task_struct {
+	void *stack;
 	struct mm_struct *mm;
 	int pid;
 	int tgid;
@@ -190,6 +191,18 @@ struct trace_event_raw_percpu_alloc_percpu {
 };
 
 #pragma clang attribute pop
+
+/* Of the kernel's unwind table on x86-64; what follows the registers differs from version to version. */
+struct orc_entry {
+	__s16 sp_offset;
+	__s16 bp_offset;
+	__u8 registers; /* sp in the lower half */
+	__u8 type;
+};
+
+#define ORC_REG_PREV_SP 1
+#define ORC_REG_BP 4
+#define ORC_REG_SP 5
 
 /* Linux 6.13 to 6.18 declare these without an argument, later ones take the program's context. */
 extern bool bpf_session_is_return(void) __ksym __weak;

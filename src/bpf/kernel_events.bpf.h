@@ -8,25 +8,14 @@
 
 #include "accounting.bpf.h"
 #include "events.bpf.h"
+#include "kernel_stack.bpf.h"
 #include "sampling.bpf.h"
-#include "user_stack.bpf.h"
-
-/* A task, its soft interrupt, its interrupt and one more may be in the middle of a stack on one CPU. */
-#define KERNEL_CONTEXTS 4
 
 /* Of __get_free_pages: the kernel's largest block is 2 to this power of pages. */
 #define MAX_ORDER 10
 
 /* ___GFP_MOVABLE: pages whose users can be told that they moved, which is what processes and files hold. */
 #define GFP_MOVABLE 0x08
-
-/*
- * Code through which interrupts come: what lies further out on a stack was interrupted, and has no part in
- * what the interrupt does. The kernel's own stack depot cuts stacks there too (filter_irq_stacks). Unused
- * ones are empty.
- */
-#define MAX_INTERRUPT_ENTRIES 4
-const volatile struct code_range interrupt_entries[MAX_INTERRUPT_ENTRIES] = {};
 
 /* Blocks freed at a time at the most; the kernel's own callers stay below. */
 #define MAX_BULK 512
@@ -35,39 +24,12 @@ const volatile struct code_range interrupt_entries[MAX_INTERRUPT_ENTRIES] = {};
 const volatile enum memory memory_type = 0;
 const volatile enum kernel_event kernel_event_type = 0;
 
-struct kernel_scratch {
-	__u64 busy;
-	struct stack stack;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, KERNEL_CONTEXTS);
-	__type(key, __u32);
-	__type(value, struct kernel_scratch);
-} kernel_scratch SEC(".maps");
-
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
 	__type(value, struct sampler);
 } kernel_sampler SEC(".maps");
-
-/* By the identity of the stack, of which the cache is part. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 10240);
-	__type(key, __u64);
-	__type(value, struct cache_name);
-} stack_caches SEC(".maps");
-
-/* What is known of a stack that was captured. */
-struct captured {
-	__u64 hash;
-	bool complete;
-	bool interrupted; /* it is an interrupt's, and not the current task's */
-};
 
 /* What an event tells of a new block. */
 struct kernel_block {
@@ -78,97 +40,6 @@ struct kernel_block {
 	__u32 order; /* of pages */
 	__u32 event;
 };
-
-/*
- * Space for a stack that no other context on this CPU uses. One that interrupts between the look and the
- * mark has given its space back before we go on.
- */
-static __always_inline struct kernel_scratch *claim_scratch(void)
-{
-	__u32 context;
-
-	for (context = 0; context < KERNEL_CONTEXTS; context++) {
-		__u32 key = context;
-		struct kernel_scratch *scratch = bpf_map_lookup_elem(&kernel_scratch, &key);
-
-		if (!scratch || *(volatile __u64 *)&scratch->busy)
-			continue;
-		*(volatile __u64 *)&scratch->busy = 1;
-		return scratch;
-	}
-	return NULL;
-}
-
-static __always_inline void release_scratch(struct kernel_scratch *scratch)
-{
-	*(volatile __u64 *)&scratch->busy = 0;
-}
-
-static __always_inline void name_cache(__u64 stack, const struct kmem_cache *cache)
-{
-	struct cache_name name = {};
-	const char *text;
-
-	if (bpf_map_lookup_elem(&stack_caches, &stack))
-		return;
-	text = BPF_CORE_READ(cache, name);
-	bpf_probe_read_kernel_str(name.text, sizeof(name.text), text);
-	bpf_map_update_elem(&stack_caches, &stack, &name, BPF_NOEXIST);
-}
-
-/* A return address lies behind its call, and may be the first one behind the function. */
-static __always_inline bool is_interrupt_entry(__u64 address)
-{
-	bool is = false;
-	__u32 i;
-
-#pragma unroll
-	for (i = 0; i < MAX_INTERRUPT_ENTRIES; i++)
-		is |= address - 1 - interrupt_entries[i].begin < interrupt_entries[i].size;
-	return is;
-}
-
-/* The kernel's stack, up to where an interrupt came in. */
-static __always_inline struct captured capture_kernel_stack(void *ctx, struct stack *stack, __u64 cache)
-{
-	/* one stack that allocates from two caches counts as two */
-	struct captured captured = {.hash = hash_address(HASH_SEED, cache)};
-	long bytes = bpf_get_stack(ctx, stack->addresses, max_stack_depth * sizeof(__u64), 0);
-	__u32 depth, i;
-
-	if (bytes <= 0)
-		return captured;
-	depth = (__u64)bytes / sizeof(__u64);
-	for (i = 0; i < MAX_STACK_DEPTH && i < depth; i++) {
-		__u64 address = stack->addresses[i];
-
-		captured.hash = hash_address(captured.hash, address);
-		if (is_interrupt_entry(address)) {
-			captured.interrupted = true;
-			depth = i + 1;
-			break;
-		}
-	}
-	stack->depth = depth;
-	if (captured.hash == STACK_NOT_STORED)
-		captured.hash = 1;
-	captured.complete = true;
-	return captured;
-}
-
-static __always_inline __u64 store_kernel_stack(struct stack *stack, struct captured captured, __u64 cache)
-{
-	__u64 id;
-
-	if (!captured.complete) {
-		count_lost(stacks);
-		return STACK_NOT_STORED;
-	}
-	id = store_stack(stack, captured.hash, 0);
-	if (cache && id != STACK_NOT_STORED)
-		name_cache(id, (void *)cache);
-	return id;
-}
 
 static __always_inline bool is_own_process(void)
 {
@@ -199,7 +70,7 @@ static __always_inline void kernel_allocated(void *ctx, const struct kernel_bloc
 	bool wanted = new->size >= min_size &&new->size <= max_size &&kernel_sampler_picks(new->size);
 	bool own = is_own_process();
 	struct kernel_scratch *scratch;
-	struct captured captured = {};
+	struct found_stack found = {};
 
 	if (!new->address)
 		return;
@@ -207,8 +78,8 @@ static __always_inline void kernel_allocated(void *ctx, const struct kernel_bloc
 		send_call(new->event, new->size, new->address, 0, 0);
 	scratch = wanted ? claim_scratch() : NULL;
 	if (scratch)
-		captured = capture_kernel_stack(ctx, &scratch->stack, new->cache);
-	if (!wanted || (own && !captured.interrupted)) {
+		find_kernel_stack(ctx, scratch, new->event, new->cache, &found);
+	if (!wanted || (own && !found.interrupted)) {
 		/* but what was there before is gone, seen or not */
 		release_block(&key, &block);
 		goto out;
@@ -216,7 +87,7 @@ static __always_inline void kernel_allocated(void *ctx, const struct kernel_bloc
 	block.time_ns = bpf_ktime_get_ns();
 	block.tid = tid_of(current_task());
 	if (scratch)
-		block.stack = store_kernel_stack(&scratch->stack, captured, new->cache);
+		block.stack = keep_kernel_stack(&scratch->stack, new->cache, &found);
 	else
 		count_lost(stacks);
 	record_block(&key, &block);

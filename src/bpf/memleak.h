@@ -98,6 +98,13 @@ struct code_range {
 	__u64 size;
 };
 
+/* Where the kernel's unwind table (ORC) lies. */
+struct orc_table {
+	__u64 addresses;
+	__u64 entries;
+	__u64 count;
+};
+
 /* Value of `stack_caches`: the slab cache that a stack of the kernel allocates from. */
 struct cache_name {
 	char text[32];
@@ -116,6 +123,8 @@ enum kernel_event {
 	EVENT_RCU_FREE = 8,
 	EVENT_BULK_FREE = 9,
 };
+
+#define KERNEL_EVENTS 10
 
 /*
  * Value of `combined_allocs`. Changes go to the slot that `epoch` selects; a reader flips the epoch and

@@ -19,7 +19,7 @@ use crate::report::Frame;
 use crate::snapshot::{Class, Snapshot, StackId, Usage};
 use crate::stderr::say;
 use crate::symbolize::KernelSymbols;
-use crate::tracer::{self, Config, KernelEvents, Storage, Tracer};
+use crate::tracer::{self, Config, KernelCode, KernelEvents, Storage, Tracer, UnwindTable};
 
 /// Traces the kernel as the options say; gives memleak's exit status.
 ///
@@ -43,7 +43,11 @@ pub fn run(options: &Options) -> Result<u8> {
         Config {
             kernel: Some(KernelEvents {
                 percpu: options.recording.percpu,
-                interrupts: symbols.interrupt_entries(),
+                code: KernelCode {
+                    interrupts: symbols.interrupt_entries(),
+                    system_call: symbols.function("do_syscall_64"),
+                    unwind_table: unwind_table(&symbols),
+                },
             }),
             unwind: Unwind::FramePointers,
             ..config(options, None)
@@ -83,6 +87,16 @@ pub fn run(options: &Options) -> Result<u8> {
         Err(error) if !is_closed_pipe(&error) => Err(error),
         _ => Ok(reporter.finish()?.unwrap_or(0)),
     }
+}
+
+/// Where the kernel's unwind table is, if it has one and shows its data's symbols.
+fn unwind_table(symbols: &KernelSymbols) -> Option<UnwindTable> {
+    let place = |name| symbols.data(name);
+    let addresses = place("__start_orc_unwind_ip")?..place("__stop_orc_unwind_ip")?;
+    Some(UnwindTable {
+        addresses: (addresses.start < addresses.end).then_some(addresses)?,
+        entries: place("__start_orc_unwind")?,
+    })
 }
 
 /// What is known of a stack of the kernel.

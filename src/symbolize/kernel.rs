@@ -33,6 +33,8 @@ struct Table {
     symbols: Vec<Symbol>,
     /// What `Symbol::owner` stands for.
     owners: Vec<Owner>,
+    /// The bounds of the kernel's unwind table.
+    bounds: HashMap<String, u64>,
 }
 
 struct Symbol {
@@ -87,6 +89,21 @@ impl KernelSymbols {
         Ok(())
     }
 
+    /// The address of one of the symbols that bound the kernel's unwind table.
+    pub fn data(&self, name: &str) -> Option<u64> {
+        let address = *self.tables.first()?.bounds.get(name)?;
+        (address > 0).then_some(address)
+    }
+
+    /// The code of a function.
+    pub fn function(&self, name: &str) -> Option<Range<u64>> {
+        let symbols = &self.tables.first()?.symbols;
+        let at = symbols.iter().position(|symbol| &*symbol.name == name)?;
+        symbols
+            .get(at)
+            .map(|symbol| symbol.address..end_of(&symbols[at..]))
+    }
+
     /// The code through which interrupts come, hard and soft: by address, and neighbours as one.
     pub fn interrupt_entries(&self) -> Vec<Range<u64>> {
         let mut entries: Vec<Range<u64>> = Vec::new();
@@ -97,10 +114,7 @@ impl KernelSymbols {
             if !is_interrupt_entry(&symbol.name) {
                 continue;
             }
-            let later = table.symbols[at..].iter().map(|later| later.address);
-            let Some(end) = later.into_iter().find(|end| *end > symbol.address) else {
-                continue;
-            };
+            let end = end_of(&table.symbols[at..]);
             match entries.last_mut() {
                 Some(last) if last.end >= symbol.address => last.end = last.end.max(end),
                 _ => entries.push(symbol.address..end),
@@ -162,6 +176,9 @@ impl Table {
             let module = words.next().unwrap_or("[kernel]");
             if name == "_end" {
                 end_of_kernel = address;
+            }
+            if name.ends_with("_orc_unwind") || name.ends_with("_orc_unwind_ip") {
+                table.bounds.insert(name.to_owned(), address);
             }
             if address == 0 || !matches!(kind, "t" | "T" | "w" | "W") {
                 continue;
@@ -231,6 +248,13 @@ impl Owner {
             range,
         }
     }
+}
+
+/// Where the first of some symbols ends: at the next address that has one.
+fn end_of(symbols: &[Symbol]) -> u64 {
+    let begin = symbols.first().map_or(0, |symbol| symbol.address);
+    let mut later = symbols.iter().map(|symbol| symbol.address);
+    later.find(|address| *address > begin).unwrap_or(begin)
 }
 
 /// Functions of x86-64 and aarch64 that run the handlers of an interrupt; exceptions such as page faults are none,

@@ -14,8 +14,28 @@ use super::skel::{MemleakProgs, types};
 pub struct KernelEvents {
     /// Per-CPU memory as well as slabs and pages.
     pub percpu: bool,
-    /// Code through which interrupts come, where stacks end: addresses as in `/proc/kallsyms`.
+    /// Where the kernel's code is that matters for stacks.
+    pub code: KernelCode,
+}
+
+/// Places in the kernel, by addresses as in `/proc/kallsyms`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelCode {
+    /// Code through which interrupts come, where stacks end.
     pub interrupts: Vec<Range<u64>>,
+    /// The function that all system calls go through, where stacks can be told from each other without unwinding.
+    pub system_call: Option<Range<u64>>,
+    /// The unwind table (ORC), if the kernel has one and shows where.
+    pub unwind_table: Option<UnwindTable>,
+}
+
+/// The kernel's unwind table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnwindTable {
+    /// Code addresses, each an i32 from where it stands.
+    pub addresses: Range<u64>,
+    /// What belongs to each.
+    pub entries: u64,
 }
 
 /// Frees that this kernel does not tell of: their blocks look live until their address is handed out again.
@@ -108,9 +128,9 @@ pub fn attach(
     Ok((links, unseen))
 }
 
-/// Fills in where stacks end; ranges beyond the array's end are left out.
-pub fn set_interrupt_entries(entries: &mut [types::code_range], interrupts: &[Range<u64>]) {
-    for (entry, code) in entries.iter_mut().zip(interrupts) {
+/// Fills in an array of ranges; those beyond its end are left out.
+pub fn set_ranges(entries: &mut [types::code_range], ranges: &[Range<u64>]) {
+    for (entry, code) in entries.iter_mut().zip(ranges) {
         entry.begin = code.start;
         entry.size = code.end - code.start;
     }

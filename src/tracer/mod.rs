@@ -72,7 +72,7 @@ pub use deferred::DeferredWalk;
 use deferred::{FinishedStacks, Found};
 use kernel::Features;
 pub use kernel::{Attachment, check};
-pub use kernel_events::{KernelEvents, UnseenFrees};
+pub use kernel_events::{KernelCode, KernelEvents, UnseenFrees, UnwindTable};
 pub use processes::ProcessFilter;
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
@@ -839,7 +839,17 @@ fn configure(
     rodata.own_tgid = std::process::id();
     rodata.pid_namespace = kernel::pid_namespace()?;
     if let Some(events) = &config.kernel {
-        kernel_events::set_interrupt_entries(&mut rodata.interrupt_entries, &events.interrupts);
+        let code = &events.code;
+        kernel_events::set_ranges(&mut rodata.interrupt_entries, &code.interrupts);
+        kernel_events::set_ranges(
+            std::slice::from_mut(&mut rodata.system_call),
+            code.system_call.as_slice(),
+        );
+        if let Some(table) = &code.unwind_table {
+            rodata.orc_table.addresses = table.addresses.start;
+            rodata.orc_table.entries = table.entries;
+            rodata.orc_table.count = (table.addresses.end - table.addresses.start) / 4;
+        }
     }
     rodata.page_bytes = u32::try_from(rustix::param::page_size())?;
 
@@ -872,13 +882,17 @@ fn configure(
     maps.threads.set_autocreate(features.task_storage)?;
     maps.threads_by_id.set_autocreate(!features.task_storage)?;
     maps.idle_thread.set_autocreate(!features.task_storage)?;
-    maps.stack_caches.set_max_entries(match config.kernel {
-        Some(_) => config.max_stacks,
-        None => 1,
-    })?;
+    if config.kernel.is_some() {
+        maps.stack_caches.set_max_entries(config.max_stacks)?;
+    } else {
+        maps.stack_caches.set_max_entries(1)?;
+        maps.known_stacks.set_max_entries(1)?;
+        maps.frame_rules.set_max_entries(1)?;
+    }
     // in the middle of the kernel's allocators nothing may be allocated
     if !features.growing_maps || config.kernel.is_some() {
         maps.allocs.set_map_flags(0)?;
+        maps.traced_processes.set_map_flags(0)?;
         maps.stack_traces.set_map_flags(0)?;
         maps.combined_allocs.set_map_flags(0)?;
     }

@@ -49,6 +49,8 @@ trace_kernel() {
 	memleak -v -o 0 --top 1000 --module leaky_module "$@" >>report 2>notes & tracer=$!
 	until_says report Attaching $tracer || { cat notes; return 1; }
 	insmod /leaky_module.ko leaks=$LEAKS $module_options || return 1
+	# quiet while it leaks: a timer that interrupts memleak's own program is not seen (it says so), and emulation is slow
+	sleep 1
 	until_true leaked
 }
 
