@@ -7,8 +7,9 @@ use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, MapCore, MapFlags, ProgramMut, UprobeMultiOpts, UprobeOpts};
 
-use super::kernel::Attachment;
+use super::kernel::{self, Attachment};
 use super::skel::{MemleakProgs, types};
+use super::{Tracer, attach};
 
 /// This program's own file.
 const OWN_FILE: &str = "/proc/self/exe";
@@ -191,4 +192,68 @@ pub fn trap_cost(
         entry_ns: (entry_ns - plain_ns).max(0.0),
         return_ns: (both_ns - entry_ns).max(0.0),
     })
+}
+
+impl Tracer<'_> {
+    /// How often the programs have run so far.
+    ///
+    /// # Errors
+    /// Fails when the counters can't be read.
+    pub fn activity(&self) -> Result<Activity> {
+        activity(&self.skel.maps.activity)
+    }
+
+    /// Runs and time of the programs in BPF, counted by the kernel while [`Statistics`] are on.
+    ///
+    /// # Errors
+    /// Fails when the kernel does not tell.
+    pub fn run_time(&self) -> Result<RunTime> {
+        let programs = &self.skel.progs;
+        let running: Vec<&ProgramMut<'_>> = match self.attachment {
+            Attachment::Session => vec![&programs.user_session, &programs.user_free_multi],
+            Attachment::Multi => vec![
+                &programs.user_enter_multi,
+                &programs.user_leave_multi,
+                &programs.user_free_multi,
+            ],
+            Attachment::Single => vec![
+                &programs.user_enter_single,
+                &programs.user_leave_single,
+                &programs.user_free_single,
+            ],
+            Attachment::Plain => attach::programs_by_row(programs)
+                .into_iter()
+                .take(self.functions.len())
+                .chain([&programs.user_leave_plain])
+                .collect(),
+        };
+        run_time(&running)
+    }
+
+    /// Whether this kernel's return probes end with a system call of the probed program's.
+    ///
+    /// # Errors
+    /// Fails when the kernel's type information can't be read.
+    pub fn returns_by_system_call(&self) -> Result<bool> {
+        kernel::has_function("__x64_sys_uretprobe")
+    }
+
+    /// Puts an empty program at the return of a function of memleak's own, whose code begins at an offset of its file, in
+    /// every process that runs it; until what it gives is dropped.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses to probe it.
+    pub fn probe_own_return(&self, offset: u64) -> Result<Link> {
+        probe_own_return(&self.skel.progs, self.attachment, offset)
+    }
+
+    /// Measures what the kernel takes to run an empty program, at the entry and at the return of
+    /// `function`, a function of this very program whose code begins at an offset of its file. `measure`
+    /// calls it many times and gives the time of one call in ns.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses to probe it.
+    pub fn trap_cost(&self, offset: u64, measure: impl Fn() -> f64) -> Result<TrapCost> {
+        trap_cost(&self.skel.progs, self.attachment, offset, measure)
+    }
 }

@@ -135,7 +135,7 @@ pub fn clear(
         },
     )?;
     for key in gone {
-        delete(&maps.allocs, &super::bytes_of(&key))?;
+        delete(&maps.allocs, &super::read::bytes_of(&key))?;
     }
     clear_totals(maps, ended)?;
     clear_stacks(maps, ended, &used)

@@ -1,0 +1,199 @@
+//! Opens the BPF object, sets its constants and the sizes of its maps as the options ask and the kernel allows, and loads
+//! it. Nothing is attached here, and no map is read.
+
+use std::mem::MaybeUninit;
+
+use anyhow::{Context as _, Result, anyhow};
+use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
+use libbpf_rs::{OpenObject, PrintLevel};
+
+use super::kernel::{self, Attachment, Features};
+use super::skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel};
+use super::{Config, attach, kernel_events, processes, sampling};
+use crate::options::{Sampling, Unwind};
+use crate::stderr;
+
+/// Bytes of the ring of calls, when they are traced.
+const CALL_RING_BYTES: u32 = 4 << 20;
+
+/// Bytes of the ring of walks that wait for tables. Each takes some 12 KiB, and a program that loads libraries can make
+/// a thousand of them before memleak gets the processor.
+const DEFERRED_RING_BYTES: u32 = 16 << 20;
+
+/// Where a tracer's BPF object lives: it must not move while it is loaded. There is a place for a second one, should
+/// the kernel refuse the first.
+pub struct Storage {
+    first: MaybeUninit<OpenObject>,
+    second: MaybeUninit<OpenObject>,
+}
+
+impl Storage {
+    /// An empty place.
+    pub fn new() -> Self {
+        Self {
+            first: MaybeUninit::uninit(),
+            second: MaybeUninit::uninit(),
+        }
+    }
+}
+
+/// How a loaded tracer unwinds stacks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unwinder {
+    /// With tables.
+    Tables,
+    /// By frame pointers, as was asked for.
+    FramePointers,
+    /// By frame pointers, for tables can't be had here: why.
+    NoTables(String),
+}
+
+/// Loads the programs with the unwinder that was asked for, or that the kernel takes.
+pub fn load_unwinder<'obj>(
+    storage: &'obj mut Storage,
+    features: Features,
+    config: &Config,
+) -> Result<(MemleakSkel<'obj>, Unwinder)> {
+    let Storage { first, second } = storage;
+    if config.unwind == Unwind::FramePointers {
+        let skel = load_programs(first, features, config, false)?;
+        return Ok((skel, Unwinder::FramePointers));
+    }
+    let with_tables = match cfg!(target_arch = "x86_64") {
+        true => load_programs(first, features, config, true),
+        false => Err(anyhow!("there are none for this architecture yet")),
+    };
+    match (with_tables, config.unwind) {
+        (Ok(skel), _) => Ok((skel, Unwinder::Tables)),
+        (Err(error), Unwind::Tables) => Err(error
+            .context("failed to unwind with tables (--unwind fp and --unwind auto do without)")),
+        (Err(error), _) => {
+            let skel = load_programs(second, features, config, false)?;
+            Ok((skel, Unwinder::NoTables(format!("{error:#}"))))
+        }
+    }
+}
+
+fn load_programs<'obj>(
+    place: &'obj mut MaybeUninit<OpenObject>,
+    features: Features,
+    config: &Config,
+    tables: bool,
+) -> Result<MemleakSkel<'obj>> {
+    let mut open = MemleakSkelBuilder::default()
+        .open(place)
+        .context("failed to open the BPF object")?;
+    configure(&mut open, features, config, tables)?;
+    open.load().context("failed to load the BPF programs")
+}
+
+fn configure(
+    open: &mut OpenMemleakSkel<'_>,
+    features: Features,
+    config: &Config,
+    tables: bool,
+) -> Result<()> {
+    let rodata = open
+        .maps
+        .rodata_data
+        .as_deref_mut()
+        .context("the BPF object has no configuration")?;
+    (rodata.min_size, rodata.max_size) = config.sizes;
+    rodata.max_throwing_size = config.max_throwing_size;
+    match config.sampling {
+        Sampling::All => {}
+        Sampling::Rate(rate) => rodata.sample_below = sampling::threshold(rate),
+        Sampling::Bytes(mean) => {
+            rodata.sample_distance = sampling::distance(mean);
+            rodata.log2_table = sampling::log2_table();
+        }
+    }
+    rodata.max_stack_depth = config.max_depth;
+    rodata.count_combined = config.combined;
+    rodata.track_mappings = config.mappings;
+    rodata.trace_calls = config.calls;
+    rodata.unwind_with_tables = tables;
+    rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
+    // totals can't be given to another stack later
+    rodata.defer_walks = tables && rodata.can_find_mappings && !config.combined;
+    let defer_walks = rodata.defer_walks;
+    rodata.return_trap_is_optional = features.attachment == Attachment::Session;
+    rodata.has_task_storage = features.task_storage;
+    rodata.trace_kernel = config.kernel.is_some();
+    rodata.own_tgid = std::process::id();
+    rodata.pid_namespace = kernel::pid_namespace()?;
+    if let Some(events) = &config.kernel {
+        let code = &events.code;
+        kernel_events::set_ranges(&mut rodata.interrupt_entries, &code.interrupts);
+        kernel_events::set_ranges(
+            std::slice::from_mut(&mut rodata.system_call),
+            code.system_call.as_slice(),
+        );
+        if let Some(table) = &code.unwind_table {
+            rodata.orc_table.addresses = table.addresses.start;
+            rodata.orc_table.entries = table.entries;
+            rodata.orc_table.count = (table.addresses.end - table.addresses.start) / 4;
+        }
+    }
+    rodata.page_bytes = u32::try_from(rustix::param::page_size())?;
+
+    if let Some(filter) = &config.processes {
+        processes::configure(&mut open.maps, filter)?;
+    }
+    let maps = &mut open.maps;
+    maps.allocs.set_max_entries(config.max_allocations)?;
+    maps.stack_traces.set_max_entries(config.max_stacks)?;
+    if !tables {
+        // nothing is looked for in them, so they need hold nothing
+        maps.unwind_blocks.set_max_entries(1)?;
+        maps.unwind_pages.set_max_entries(1)?;
+        maps.unwind_files.set_max_entries(1)?;
+    }
+    // and one for all stacks that found no room
+    let totals = if config.combined {
+        config.max_stacks.saturating_add(1)
+    } else {
+        1
+    };
+    maps.combined_allocs.set_max_entries(totals)?;
+    if defer_walks {
+        maps.deferred_walks.set_max_entries(DEFERRED_RING_BYTES)?;
+    }
+    if config.calls {
+        maps.call_events.set_max_entries(CALL_RING_BYTES)?;
+    }
+
+    maps.threads.set_autocreate(features.task_storage)?;
+    maps.threads_by_id.set_autocreate(!features.task_storage)?;
+    maps.idle_thread.set_autocreate(!features.task_storage)?;
+    if config.kernel.is_some() {
+        maps.stack_caches.set_max_entries(config.max_stacks)?;
+    } else {
+        maps.stack_caches.set_max_entries(1)?;
+        maps.known_stacks.set_max_entries(1)?;
+        maps.frame_rules.set_max_entries(1)?;
+    }
+    // in the middle of the kernel's allocators nothing may be allocated
+    if !features.growing_maps || config.kernel.is_some() {
+        maps.allocs.set_map_flags(0)?;
+        maps.traced_processes.set_map_flags(0)?;
+        maps.stack_traces.set_map_flags(0)?;
+        maps.combined_allocs.set_map_flags(0)?;
+    }
+
+    for mut program in open.open_object_mut().progs_mut() {
+        let name = program.name().to_string_lossy();
+        let wanted = match &config.kernel {
+            Some(events) => events.uses(&name),
+            None if matches!(&*name, "process_fork" | "process_exec") => config.processes.is_some(),
+            None => attach::uses(features.attachment, &name),
+        };
+        program.set_autoload(wanted);
+    }
+    Ok(())
+}
+
+/// Passes on what libbpf says.
+pub fn print_libbpf(_level: PrintLevel, message: String) {
+    stderr::write(format_args!("{message}"));
+}
