@@ -1,6 +1,7 @@
 //! The loop of a live run: wait, take a snapshot, report, until count, Ctrl-C or the target's end.
 //! The only place that reads clocks, waits, and prints.
 
+mod arming;
 mod choice;
 mod kernel;
 mod outputs;
@@ -8,48 +9,37 @@ mod overhead;
 mod probing;
 mod processes;
 mod reporter;
+mod reporting;
 mod safety;
 mod silence;
 mod traced;
 mod unwinding;
 mod wait;
 
-use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
-use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::analysis::select::Selection;
-use crate::options::{Choice, Options, Sampling, TargetOption};
-use crate::probes::{Candidate, ObjectPlan};
+use crate::options::{Options, Sampling, TargetOption};
 use crate::recording::model::Reason;
-use crate::report::Frame;
-use crate::snapshot::{Snapshot, StackId, Usage, WallTime};
+use crate::snapshot::WallTime;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::{MappingEvents, Mappings, descendants, memory, objects_of_command};
+use crate::target::{MappingEvents, Mappings, memory};
 use crate::tracer::{self, Config, ProcessFilter, Storage, Tracer};
 use choice::Chosen;
-use outputs::{Occasion, Outputs};
+use outputs::Outputs;
 use overhead::Overhead;
 use probing::Probing;
 use processes::{Keepers, Processes};
-use reporter::{Names, Reporter};
+use reporter::Reporter;
 use silence::Silence;
 use traced::Traced;
 use unwinding::Unwinding;
 use wait::{Interrupts, Schedule, Wake, monotonic};
-
-/// Longer than a dynamic linker takes to map a program's libraries.
-const SETTLING: Duration = Duration::from_millis(100);
-
-/// Intervals in a row that the overhead may be above the user's limit, with this one the last.
-const MAX_EXPENSIVE: u32 = 2;
 
 /// Traces as the options say; gives memleak's exit status.
 ///
@@ -112,6 +102,10 @@ pub fn run(options: &Options) -> Result<u8> {
         Ok(End::TooExpensive) => target.see_off(&interrupts)?,
         Err(error) if !is_closed_pipe(&error) => {
             target.leave(&interrupts)?;
+            // what goes elsewhere is not lost with the standard output
+            if let Err(other) = reporter.finish() {
+                say!("{other:#}");
+            }
             return Err(match error.is::<io::Error>() {
                 true => error.context("failed to write to the standard output"),
                 false => error,
@@ -150,173 +144,6 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Puts the probes in place.
-    fn arm(&mut self, target: &Traced, candidates: &[Candidate]) -> Result<()> {
-        let begun = monotonic();
-        unwinding::warn_of_fallback(self.tracer.unwinder());
-        self.tracer.attach_processes()?;
-        for pid in target.pids() {
-            self.add(pid)?;
-        }
-        let only = match (self.many, target.pids().first()) {
-            (false, Some(pid)) => Some(*pid),
-            _ => None,
-        };
-        self.unwinding.foresee(&mut self.tracer, candidates)?;
-        self.unwinding
-            .watch_linker(&mut self.tracer, candidates, only);
-        let found = self.add_present(target)?;
-        self.tell_unwinder()?;
-        if target.is_finite() {
-            let objects = self.find_allocators(target, candidates)?;
-            safety::check(&self.tracer, target.processes(), candidates, &objects)?;
-            for object in objects {
-                self.probing
-                    .attach(&mut self.tracer, &object, only)
-                    .map_err(|error| target.still_lives().err().unwrap_or(error))?;
-            }
-        }
-        safety::check_unknown(&self.tracer, self.many || target.is_held())?;
-        self.probe_others(&found)?;
-        let verbose = self.options.verbose;
-        if verbose {
-            unwinding::describe(&self.tracer);
-            say!(
-                "armed in {} ms ({:?} probes)",
-                (monotonic() - begun).as_millis(),
-                self.tracer.attachment()
-            );
-        }
-        let throughout = verbose || self.options.max_overhead.is_some();
-        self.overhead = Some(Overhead::start(only, throughout));
-        Ok(())
-    }
-
-    /// Traces a process that runs already.
-    fn add(&mut self, pid: u32) -> Result<()> {
-        if self.many {
-            self.tracer.add_process(pid)?;
-        }
-        self.processes.add(pid, &mut self.symbolizer);
-        Ok(())
-    }
-
-    /// Adds the processes that belong to the target without being named: those that fit, and children.
-    fn add_present(&mut self, target: &Traced) -> Result<Vec<u32>> {
-        let mut found: Vec<u32> = self.chosen.members().into_iter().collect();
-        if self.options.follow {
-            let family = [target.pids(), found.clone()].concat();
-            found.extend(descendants(&family));
-        }
-        found.retain(|pid| !self.processes.contains(*pid) && *pid != std::process::id());
-        for &pid in &found {
-            self.add(pid)?;
-            // one that has just ended has nothing to be seen
-            let _ = self.mappings.read(pid);
-        }
-        Ok(found)
-    }
-
-    /// Chooses what to probe in the processes that were named or started.
-    fn find_allocators(
-        &mut self,
-        target: &Traced,
-        candidates: &[Candidate],
-    ) -> Result<Vec<ObjectPlan>> {
-        let first = target.pids().first().copied();
-        let own = &self.options.own_functions;
-        let (probing, symbolizer) = (&self.probing, &self.symbolizer);
-        let debug = |path: &Path, known_as: &Path| symbolizer.debug_file(first?, path, known_as);
-        probing
-            .discover(candidates, true, own, &debug)
-            .or_else(|error| {
-                wait::pause(SETTLING);
-                match target.look_again(&mut self.mappings) {
-                    Some(candidates) => probing.discover(&candidates, true, own, &debug),
-                    None => Err(error),
-                }
-            })
-    }
-
-    /// Probes what processes map that were not named. Where there are none yet, those to come will mostly have the
-    /// machine's own libc, which is what a shell has.
-    fn probe_others(&mut self, found: &[u32]) -> Result<()> {
-        let mut candidates: Vec<Candidate> = Vec::new();
-        for &pid in found {
-            candidates.extend(probing::candidates(&self.mappings.objects(pid)));
-        }
-        if self.many && self.options.object.is_none() {
-            candidates.extend(own_libc());
-        }
-        if !candidates.is_empty() {
-            self.unwinding.foresee(&mut self.tracer, &candidates)?;
-            self.unwinding
-                .watch_linker(&mut self.tracer, &candidates, None);
-        }
-        let first = found.first().copied();
-        let own = &self.options.own_functions;
-        let plans = self
-            .probing
-            .discover(&candidates, true, own, &|path, known_as| {
-                self.symbolizer.debug_file(first?, path, known_as)
-            });
-        // for those that were named there are probes already
-        let plans = match matches!(self.options.target, TargetOption::Chosen(_)) {
-            true => plans?,
-            false => plans.unwrap_or_default(),
-        };
-        for object in plans {
-            self.probing.attach(&mut self.tracer, &object, None)?;
-        }
-        for pid in self.processes.living() {
-            self.probing.know(&self.mappings, pid);
-        }
-        Ok(())
-    }
-
-    /// BCC's first line.
-    fn announce(&mut self, target: &Traced) -> Result<()> {
-        if let TargetOption::Command(words) = &self.options.target {
-            let words: Vec<_> = words.iter().map(|word| word.to_string_lossy()).collect();
-            let words = words.join(" ");
-            self.reporter.say(&format!(
-                "Executing '{words}' and tracing the resulting process."
-            ))?;
-        }
-        let pids: Vec<String> = target.pids().iter().map(u32::to_string).collect();
-        let whom = match (&self.options.target, pids.as_slice()) {
-            (TargetOption::Chosen(choice), _) => self.describe_choice(choice),
-            (_, [pid]) => format!("pid {pid}"),
-            (_, pids) => format!("pids {}", pids.join(", ")),
-        };
-        self.reporter
-            .say(&format!("Attaching to {whom}, Ctrl+C to quit."))?;
-        if !target.is_finite() && self.processes.have_ended() {
-            say!("there is no such process yet: waiting for one");
-        }
-        Ok(())
-    }
-
-    fn describe_choice(&self, choice: &Choice) -> String {
-        let folders: Vec<String> = self
-            .chosen
-            .folders()
-            .map(|folder| folder.display().to_string())
-            .collect();
-        match choice {
-            Choice::Names { patterns, .. } => format!("processes called {}", patterns.join(", ")),
-            Choice::Cgroups(_) => format!("the processes of {}", folders.join(", ")),
-            Choice::Containers(ids) => {
-                format!(
-                    "the processes of container {} ({})",
-                    ids.join(", "),
-                    folders.join(", ")
-                )
-            }
-            Choice::All => "all processes".to_owned(),
-        }
-    }
-
     fn trace(&mut self, target: &Traced, interrupts: &Interrupts) -> Result<End> {
         let mut schedule = Schedule::begin(self.options);
         // of several processes, the programs don't tell whose calls they saw
@@ -446,175 +273,6 @@ impl Session<'_> {
         }
         Ok(())
     }
-
-    /// The report that ends the session, and what all of it has cost.
-    fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
-        self.report(older, reason, false)?;
-        if let Some(overhead) = &mut self.overhead {
-            let (_, total) = overhead.estimate(&self.tracer)?;
-            say!("overhead: {total}");
-        }
-        let losses = self.tracer.losses();
-        unwinding::describe_cut(&self.tracer, &losses.cut);
-        let calls = losses.calls;
-        if self.options.trace {
-            say!("{calls} calls were dropped from the trace");
-        }
-        Ok(End::Done)
-    }
-
-    /// Looks at the last interval; says so when the limit was passed for the second time in a row.
-    fn is_too_expensive(&mut self) -> Result<bool> {
-        let limit = self.options.max_overhead;
-        if limit.is_none() && !self.options.verbose {
-            return Ok(false);
-        }
-        let Some(overhead) = &mut self.overhead else {
-            return Ok(false);
-        };
-        let (recent, _) = overhead.estimate(&self.tracer)?;
-        if self.options.verbose {
-            say!("overhead: {recent}");
-        }
-        let Some(limit) = limit else {
-            return Ok(false);
-        };
-        match recent.share.is_some_and(|share| share * 100.0 > limit) {
-            true => self.expensive += 1,
-            false => self.expensive = 0,
-        }
-        if self.expensive < MAX_EXPENSIVE {
-            return Ok(false);
-        }
-        say!(
-            "detaching: the overhead stayed above --max-overhead {limit} for \
-             {MAX_EXPENSIVE} intervals ({recent})"
-        );
-        self.tracer.detach();
-        Ok(true)
-    }
-
-    /// Reports on all processes, or only on those that have ended since the last time.
-    fn report(&mut self, older: Duration, reason: Reason, ended_only: bool) -> Result<()> {
-        let now_ns = monotonic_ns();
-        // what is older than now has a stack that can be finished now
-        self.take_in()?;
-        self.synchronize(now_ns)?;
-        let ended = self.processes.ended();
-        let mut filter = self.reporter.filter(older);
-        filter.ended = ended.keys().copied().collect();
-        filter.ended_only = ended_only && !self.reporter.needs_all();
-        let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
-        snapshot.time = wall_time();
-        snapshot.losses.mappings = self.lost_mappings;
-        self.symbolizer.refresh();
-        let mut names = ProcessNames {
-            tracer: &mut self.tracer,
-            mappings: &self.mappings,
-            symbolizer: &mut self.symbolizer,
-            now_ns,
-        };
-        names.select(&mut snapshot, &self.options.reporting.selection)?;
-        let occasion = Occasion {
-            now_ns,
-            reason,
-            pids: self.processes.living().collect(),
-            processes: self.processes.entries(filter.ended_only),
-            ended_only,
-        };
-        self.reporter.report(&snapshot, &occasion, &mut names)?;
-        self.symbolizer.rest();
-        self.retire(&ended)
-    }
-
-    /// Of several processes, makes sure of who is traced, and lets the unwinder know those that have lived for a while.
-    fn synchronize(&mut self, now_ns: u64) -> Result<()> {
-        if !self.many {
-            return Ok(());
-        }
-        for pid in self.chosen.latecomers() {
-            if !self.processes.contains(pid) {
-                self.add(pid)?;
-                let _ = self.mappings.read(pid);
-                let name = self.processes.name(pid);
-                say!("tracing process {pid} ({name}) from now on: it was moved to the cgroup");
-            }
-        }
-        let mut keepers = Keepers {
-            mappings: &mut self.mappings,
-            symbolizer: &mut self.symbolizer,
-            tracer: &mut self.tracer,
-        };
-        self.processes.synchronize(now_ns, &mut keepers);
-        for pid in self.processes.living() {
-            let name = self.processes.name(pid);
-            self.probing.follow(
-                &mut self.tracer,
-                (&self.mappings, &self.symbolizer),
-                (pid, name),
-                None,
-                now_ns,
-            );
-            self.unwinding
-                .refresh(&mut self.tracer, &mut self.mappings, pid)?;
-        }
-        Ok(())
-    }
-
-    /// Forgets the processes that have got their last report.
-    fn retire(&mut self, ended: &BTreeMap<u32, u64>) -> Result<()> {
-        let mut keepers = Keepers {
-            mappings: &mut self.mappings,
-            symbolizer: &mut self.symbolizer,
-            tracer: &mut self.tracer,
-        };
-        self.processes.retire(&mut keepers)?;
-        self.unwinding.forget(ended);
-        self.reporter.forget(ended);
-        Ok(())
-    }
-}
-
-/// Names processes' stacks as of a time.
-struct ProcessNames<'a, 'obj> {
-    tracer: &'a mut Tracer<'obj>,
-    mappings: &'a Mappings,
-    symbolizer: &'a mut Symbolizer,
-    now_ns: u64,
-}
-
-impl ProcessNames<'_, '_> {
-    /// Leaves out the stacks that the user doesn't want to see.
-    fn select(&mut self, snapshot: &mut Snapshot, selection: &Selection) -> Result<()> {
-        if selection.is_empty() {
-            return Ok(());
-        }
-        let mut kept = Vec::new();
-        for usage in snapshot.usage.drain(..) {
-            let frames = self.frames(&usage)?;
-            if selection.wants(frames.as_deref().unwrap_or_default(), None) {
-                kept.push(usage);
-            }
-        }
-        snapshot.usage = kept;
-        Ok(())
-    }
-}
-
-impl Names for ProcessNames<'_, '_> {
-    fn frames(&mut self, usage: &Usage) -> Result<Option<Vec<Frame>>> {
-        // code may since have been replaced at the stack's addresses
-        let at_ns = self.now_ns.saturating_sub(usage.oldest_ns.unwrap_or(0));
-        let stack = self.tracer.stack(usage.stack)?;
-        Ok(stack.map(|stack| {
-            self.symbolizer
-                .frames(self.mappings, usage.tgid, &stack, at_ns)
-        }))
-    }
-
-    fn allocator(&mut self, stack: StackId) -> Result<Option<Arc<str>>> {
-        self.tracer.allocator(stack)
-    }
 }
 
 fn monotonic_ns() -> u64 {
@@ -647,18 +305,6 @@ fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
         kernel: None,
         verbose: options.verbose,
     }
-}
-
-/// The libc that most programs of this machine have: a shell's.
-fn own_libc() -> Vec<Candidate> {
-    let objects = objects_of_command(Path::new("/bin/sh")).unwrap_or_default();
-    objects
-        .into_iter()
-        .map(|path| Candidate {
-            shown: path.clone(),
-            path,
-        })
-        .collect()
 }
 
 /// Each process takes some open files: as many as may be had.

@@ -1,0 +1,200 @@
+//! A report of what the traced processes hold: taken, named, handed on, and what has ended forgotten.
+//! When one is due is the loop's business; how it looks is the outputs'.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::outputs::Occasion;
+use super::processes::Keepers;
+use super::reporter::Names;
+use super::{End, Session, monotonic_ns, unwinding, wall_time};
+use crate::analysis::select::Selection;
+use crate::recording::model::Reason;
+use crate::report::Frame;
+use crate::snapshot::{Snapshot, StackId, Usage};
+use crate::stderr::say;
+use crate::symbolize::Symbolizer;
+use crate::target::Mappings;
+use crate::tracer::Tracer;
+
+/// Intervals in a row that the overhead may be above the user's limit, with this one the last.
+const MAX_EXPENSIVE: u32 = 2;
+
+impl Session<'_> {
+    /// The report that ends the session, and what all of it has cost.
+    pub(super) fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
+        self.report(older, reason, false)?;
+        if let Some(overhead) = &mut self.overhead {
+            let (_, total) = overhead.estimate(&self.tracer)?;
+            say!("overhead: {total}");
+        }
+        let losses = self.tracer.losses();
+        unwinding::describe_cut(&self.tracer, &losses.cut);
+        let calls = losses.calls;
+        if self.options.trace {
+            say!("{calls} calls were dropped from the trace");
+        }
+        Ok(End::Done)
+    }
+
+    /// Looks at the last interval; says so when the limit was passed for the second time in a row.
+    pub(super) fn is_too_expensive(&mut self) -> Result<bool> {
+        let limit = self.options.max_overhead;
+        if limit.is_none() && !self.options.verbose {
+            return Ok(false);
+        }
+        let Some(overhead) = &mut self.overhead else {
+            return Ok(false);
+        };
+        let (recent, _) = overhead.estimate(&self.tracer)?;
+        if self.options.verbose {
+            say!("overhead: {recent}");
+        }
+        let Some(limit) = limit else {
+            return Ok(false);
+        };
+        match recent.share.is_some_and(|share| share * 100.0 > limit) {
+            true => self.expensive += 1,
+            false => self.expensive = 0,
+        }
+        if self.expensive < MAX_EXPENSIVE {
+            return Ok(false);
+        }
+        say!(
+            "detaching: the overhead stayed above --max-overhead {limit} for \
+             {MAX_EXPENSIVE} intervals ({recent})"
+        );
+        self.tracer.detach();
+        Ok(true)
+    }
+
+    /// Reports on all processes, or only on those that have ended since the last time.
+    pub(super) fn report(
+        &mut self,
+        older: Duration,
+        reason: Reason,
+        ended_only: bool,
+    ) -> Result<()> {
+        let now_ns = monotonic_ns();
+        // what is older than now has a stack that can be finished now
+        self.take_in()?;
+        self.synchronize(now_ns)?;
+        let ended = self.processes.ended();
+        let mut filter = self.reporter.filter(older);
+        filter.ended = ended.keys().copied().collect();
+        filter.ended_only = ended_only && !self.reporter.needs_all();
+        let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
+        snapshot.time = wall_time();
+        snapshot.losses.mappings = self.lost_mappings;
+        self.symbolizer.refresh();
+        let mut names = ProcessNames {
+            tracer: &mut self.tracer,
+            mappings: &self.mappings,
+            symbolizer: &mut self.symbolizer,
+            now_ns,
+        };
+        names.select(&mut snapshot, &self.options.reporting.selection)?;
+        let occasion = Occasion {
+            now_ns,
+            reason,
+            pids: self.processes.living().collect(),
+            processes: self.processes.entries(filter.ended_only),
+            ended_only,
+        };
+        self.reporter.report(&snapshot, &occasion, &mut names)?;
+        self.symbolizer.rest();
+        self.retire(&ended)
+    }
+
+    /// Of several processes, makes sure of who is traced, and lets the unwinder know those that have lived for a while.
+    fn synchronize(&mut self, now_ns: u64) -> Result<()> {
+        if !self.many {
+            return Ok(());
+        }
+        for pid in self.chosen.latecomers() {
+            if !self.processes.contains(pid) {
+                self.add(pid)?;
+                let _ = self.mappings.read(pid);
+                let name = self.processes.name(pid);
+                say!("tracing process {pid} ({name}) from now on: it was moved to the cgroup");
+            }
+        }
+        let mut keepers = Keepers {
+            mappings: &mut self.mappings,
+            symbolizer: &mut self.symbolizer,
+            tracer: &mut self.tracer,
+        };
+        self.processes.synchronize(now_ns, &mut keepers);
+        for pid in self.processes.living() {
+            let name = self.processes.name(pid);
+            self.probing.follow(
+                &mut self.tracer,
+                (&self.mappings, &self.symbolizer),
+                (pid, name),
+                None,
+                now_ns,
+            );
+            self.unwinding
+                .refresh(&mut self.tracer, &mut self.mappings, pid)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the processes that have got their last report.
+    fn retire(&mut self, ended: &BTreeMap<u32, u64>) -> Result<()> {
+        let mut keepers = Keepers {
+            mappings: &mut self.mappings,
+            symbolizer: &mut self.symbolizer,
+            tracer: &mut self.tracer,
+        };
+        self.processes.retire(&mut keepers)?;
+        self.unwinding.forget(ended);
+        self.reporter.forget(ended);
+        Ok(())
+    }
+}
+
+/// Names processes' stacks as of a time.
+struct ProcessNames<'a, 'obj> {
+    tracer: &'a mut Tracer<'obj>,
+    mappings: &'a Mappings,
+    symbolizer: &'a mut Symbolizer,
+    now_ns: u64,
+}
+
+impl ProcessNames<'_, '_> {
+    /// Leaves out the stacks that the user doesn't want to see.
+    fn select(&mut self, snapshot: &mut Snapshot, selection: &Selection) -> Result<()> {
+        if selection.is_empty() {
+            return Ok(());
+        }
+        let mut kept = Vec::new();
+        for usage in snapshot.usage.drain(..) {
+            let frames = self.frames(&usage)?;
+            if selection.wants(frames.as_deref().unwrap_or_default(), None) {
+                kept.push(usage);
+            }
+        }
+        snapshot.usage = kept;
+        Ok(())
+    }
+}
+
+impl Names for ProcessNames<'_, '_> {
+    fn frames(&mut self, usage: &Usage) -> Result<Option<Vec<Frame>>> {
+        // code may since have been replaced at the stack's addresses
+        let at_ns = self.now_ns.saturating_sub(usage.oldest_ns.unwrap_or(0));
+        let stack = self.tracer.stack(usage.stack)?;
+        Ok(stack.map(|stack| {
+            self.symbolizer
+                .frames(self.mappings, usage.tgid, &stack, at_ns)
+        }))
+    }
+
+    fn allocator(&mut self, stack: StackId) -> Result<Option<Arc<str>>> {
+        self.tracer.allocator(stack)
+    }
+}
