@@ -50,6 +50,7 @@ pub fn run(options: &Options) -> Result<u8> {
                 },
             }),
             unwind: Unwind::FramePointers,
+            from_start: false,
             ..config(options, None)
         },
     )?;

@@ -301,6 +301,7 @@ fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
         max_stacks: recording.max_stacks,
         max_depth: recording.max_depth,
         unwind: options.unwind,
+        from_start: options.many_processes() || matches!(options.target, TargetOption::Command(_)),
         processes,
         kernel: None,
         verbose: options.verbose,

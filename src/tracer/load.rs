@@ -16,9 +16,10 @@ use crate::stderr;
 /// Bytes of the ring of calls, when they are traced.
 const CALL_RING_BYTES: u32 = 4 << 20;
 
-/// Bytes of the ring of walks that wait for tables. Each takes some 12 KiB, and a program that loads libraries can make
-/// a thousand of them before memleak gets the processor.
-const DEFERRED_RING_BYTES: u32 = 16 << 20;
+/// Bytes of the ring of walks that wait for tables. Each takes some 12 KiB, and a program that starts can make a thousand
+/// of them before memleak gets the processor; one that runs has loaded most of its libraries.
+const DEFERRED_RING_BYTES: u32 = 1 << 20;
+const DEFERRED_RING_BYTES_AT_START: u32 = 16 << 20;
 
 /// Where a tracer's BPF object lives: it must not move while it is loaded. There is a place for a second one, should
 /// the kernel refuse the first.
@@ -157,7 +158,11 @@ fn configure(
     };
     maps.combined_allocs.set_max_entries(totals)?;
     if defer_walks {
-        maps.deferred_walks.set_max_entries(DEFERRED_RING_BYTES)?;
+        maps.deferred_walks
+            .set_max_entries(match config.from_start {
+                true => DEFERRED_RING_BYTES_AT_START,
+                false => DEFERRED_RING_BYTES,
+            })?;
     }
     if config.calls {
         maps.call_events.set_max_entries(CALL_RING_BYTES)?;

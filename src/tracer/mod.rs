@@ -77,6 +77,8 @@ pub struct Config {
     pub max_depth: u32,
     /// How stacks are unwound.
     pub unwind: Unwind,
+    /// Programs are traced while they start.
+    pub from_start: bool,
     /// Trace more processes than one: those that are added, and these.
     pub processes: Option<ProcessFilter>,
     /// Trace the kernel's own allocators, and no process.
