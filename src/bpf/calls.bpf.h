@@ -199,12 +199,13 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	__u64 block;
 	bool wanted;
 
-	if (row >= MAX_FUNCTIONS || !is_traced(task))
+	if (!is_traced(task))
+		return SKIP_RETURN;
+	thread = thread_of(task, true);
+	/* just before its use: Linux 6.1 forgets the bounds of what goes to the stack in between */
+	if (!thread || row >= MAX_FUNCTIONS)
 		return SKIP_RETURN;
 	function = &functions[row];
-	thread = thread_of(task, true);
-	if (!thread)
-		return SKIP_RETURN;
 	call = &thread->call;
 	if (call_is_live(task, call, sp, row, is_range_op(function->op)))
 		return SKIP_RETURN;

@@ -182,6 +182,8 @@ fn configure(
     if !features.growing_maps || config.kernel.is_some() {
         maps.allocs.set_map_flags(0)?;
         maps.traced_processes.set_map_flags(0)?;
+        maps.unwind_files.set_map_flags(0)?;
+        maps.code_changes.set_map_flags(0)?;
         maps.stack_traces.set_map_flags(0)?;
         maps.combined_allocs.set_map_flags(0)?;
     }
