@@ -202,10 +202,10 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row)
 	if (!is_traced(task))
 		return SKIP_RETURN;
 	thread = thread_of(task, true);
-	/* just before its use: Linux 6.1 forgets the bounds of what goes to the stack in between */
-	if (!thread || row >= MAX_FUNCTIONS)
+	if (!thread)
 		return SKIP_RETURN;
-	function = &functions[row];
+	/* a mask: a comparison teaches Linux 6.1 nothing of what is read back from the stack */
+	function = &functions[row & (MAX_FUNCTIONS - 1)];
 	call = &thread->call;
 	if (call_is_live(task, call, sp, row, is_range_op(function->op)))
 		return SKIP_RETURN;
