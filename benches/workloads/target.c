@@ -190,6 +190,48 @@ static double hold(long blocks, long stacks)
 	return (double)blocks;
 }
 
+// Nanoseconds per pair, each on the next of `stacks` stacks of 16 frames.
+static double scattered(long stacks)
+{
+	double begin = now(), cpu = used();
+	long count = 0;
+
+	do {
+		for (int i = 0; i < BATCH; i++) {
+			void *block = leaf((unsigned)(count++ % stacks), 14);
+
+			USE(block);
+			free(block);
+		}
+	} while (now() - begin < SECONDS);
+	return (used() - cpu) / (double)count * 1e9;
+}
+
+// Nanoseconds per pair among `blocks` other live blocks, of `stacks` stacks; those are freed in the end.
+static double among(long blocks, long stacks)
+{
+	struct node {
+		struct node *next;
+		char rest[BLOCK - sizeof(struct node *)];
+	} *list = NULL;
+	double result;
+
+	for (long i = 0; i < blocks; i++) {
+		struct node *node = leaf((unsigned)(i % stacks), 14);
+
+		node->next = list;
+		list = node;
+	}
+	result = pairs_under(2);
+	while (list) {
+		struct node *next = list->next;
+
+		free(list);
+		list = next;
+	}
+	return result;
+}
+
 // Waits until both malloc and free take so long that something must be probing them.
 static double watch(void)
 {
@@ -229,6 +271,10 @@ static double obey(const char *command)
 		return threads((int)first);
 	if (sscanf(command, "hold %ld %ld", &first, &second) == 2)
 		return hold(first, second);
+	if (sscanf(command, "scattered %ld", &first) == 1)
+		return scattered(first);
+	if (sscanf(command, "among %ld %ld", &first, &second) == 2)
+		return among(first, second);
 	if (!strcmp(command, "growth\n"))
 		return growth();
 	if (!strcmp(command, "steady\n"))
