@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +11,7 @@ use std::process::Command;
 use common::memleak::{self, NEVER, finish_well, last_report};
 use common::process::Running;
 use common::report::Held;
-use common::{fixture, require_root};
+use common::{fixture, kernel_log, require_root};
 
 /// Attaches and detaches that a target has to survive.
 const CYCLES: usize = 200;
@@ -117,6 +118,20 @@ fn a_command_that_filters_its_system_calls_is_traced() {
         Held::new(1501, 1),
         "{report:#?}"
     );
+}
+
+/// Before a command starts, a filtered process of memleak's own tries a return probe; nobody's business but memleak's.
+#[test]
+fn no_line_in_the_kernel_log_tells_of_a_trace() {
+    require_root();
+    let before: HashSet<String> = kernel_log::read().into_iter().collect();
+    let report = memleak::last_report_of(&[], &fixture::c("filtered"), &[]);
+    assert_eq!(report.through("leak_filtered"), Held::new(1501, 1));
+    let lines: Vec<String> = kernel_log::read()
+        .into_iter()
+        .filter(|line| line.contains(env!("CARGO_BIN_EXE_memleak")) && !before.contains(line))
+        .collect();
+    assert!(lines.is_empty(), "{lines:#?}");
 }
 
 #[test]

@@ -6,6 +6,7 @@
 )]
 
 pub mod fixture;
+pub mod kernel_log;
 pub mod memleak;
 pub mod process;
 pub mod report;
