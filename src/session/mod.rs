@@ -4,6 +4,7 @@
 mod arming;
 mod choice;
 mod kernel;
+mod lines;
 mod outputs;
 mod overhead;
 mod probing;

@@ -2,12 +2,13 @@
 //! The same for processes and the kernel; takes no snapshot, knows no stack, reads no clock.
 
 use std::collections::BTreeMap;
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 
+use super::lines::WholeLines;
 use super::outputs::{Occasion, Outputs};
 use crate::analysis::findings::Finding;
 use crate::analysis::history::Key;
@@ -49,7 +50,7 @@ pub trait Names {
 pub struct Reporter<'a> {
     reporting: &'a Reporting,
     outputs: Outputs,
-    out: BufWriter<Box<dyn Write>>,
+    out: WholeLines<Box<dyn Write>>,
 }
 
 impl<'a> Reporter<'a> {
@@ -57,7 +58,7 @@ impl<'a> Reporter<'a> {
     pub fn new(reporting: &'a Reporting, outputs: Outputs) -> Self {
         Self {
             reporting,
-            out: BufWriter::new(match outputs.takes_stdout() {
+            out: WholeLines::new(match outputs.takes_stdout() {
                 true => Box::new(io::sink()),
                 false => Box::new(io::stdout()),
             }),
