@@ -4,11 +4,14 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::fs;
 
 use common::memleak::{self, ALL_STACKS, NEVER, attach, finish_well, last_report, ready};
 use common::process::Running;
 use common::report::{Held, Report, is_header, parse};
 use common::{fixture, require_root};
+use serde_json::Value;
+use tempfile::TempDir;
 
 /// Waits for `n` more reports to be complete: each is once the next one's header is there.
 fn next_reports(tracer: &mut Running, n: usize) -> Vec<Report> {
@@ -325,4 +328,39 @@ fn show_allocs_names_the_thread_and_the_age_of_each_block() {
             assert!(block.rest.contains("age"), "no age in {block:?}");
         }
     }
+}
+
+#[test]
+fn show_allocs_lists_the_same_blocks_in_json() {
+    let folder = TempDir::new().unwrap();
+    let out = folder.path().join("out.json");
+    let path = out.to_str().expect("a path of letters").to_owned();
+    let (report, first, second) =
+        report_by_thread(|_, _| vec!["-a".to_owned(), "--json".to_owned(), path.clone()]);
+    let document: Value = serde_json::from_slice(&fs::read(&out).unwrap()).unwrap();
+    let number = |value: &Value| value.as_u64().expect("a number");
+    let blocks = document["allocations"].as_array().expect("an array");
+    let mut listed = BTreeSet::new();
+    for block in blocks {
+        let address = block["address"].as_str().expect("a string");
+        let address = address.strip_prefix("0x").expect("hexadecimal");
+        let address = u64::from_str_radix(address, 16).expect("an address");
+        assert!(number(&block["age_ns"]) > 0, "{block}");
+        assert_eq!(block["tgid"], document["target"]["pid"], "{block}");
+        listed.insert((address, number(&block["size"]), number(&block["tid"])));
+    }
+    assert_eq!(listed.len(), blocks.len(), "an address is there twice");
+    for (size, tid, count) in [(401, first, 5), (403, second, 7)] {
+        let of_thread = listed
+            .iter()
+            .filter(|block| (block.1, block.2) == (size, tid));
+        assert_eq!(of_thread.count(), count, "{document:#}");
+    }
+    let printed: BTreeSet<(u64, u64)> = report
+        .allocations
+        .iter()
+        .map(|block| (block.address, block.size))
+        .collect();
+    let listed: BTreeSet<(u64, u64)> = listed.into_iter().map(|(at, size, _)| (at, size)).collect();
+    assert_eq!(listed, printed);
 }

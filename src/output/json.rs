@@ -168,6 +168,7 @@ struct FunctionPart<'a> {
 
 #[derive(Serialize)]
 struct AllocationPart<'a> {
+    tgid: u32,
     address: String,
     size: u64,
     tid: u32,
@@ -363,6 +364,7 @@ fn allocation_part(listed: &ListedAllocation) -> AllocationPart<'_> {
         age_ns,
     } = listed.allocation;
     AllocationPart {
+        tgid: listed.tgid,
         address: hex(address),
         size,
         tid,

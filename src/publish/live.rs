@@ -12,7 +12,7 @@ use crate::analysis::findings::Filter;
 use crate::recording::collect::{Collector, Moment};
 use crate::recording::model::Header;
 use crate::recording::write::Writer;
-use crate::report::Report;
+use crate::report::{ListedAllocation, Report};
 
 /// Snapshots that a run without end keeps for its outputs; there the older ones are thinned out.
 const MOST_SNAPSHOTS: usize = 1024;
@@ -38,6 +38,8 @@ pub struct LiveRun {
     publisher: Publisher,
     collector: Collector,
     file: Option<(PathBuf, Writer<File>)>,
+    /// The blocks of the last report, which recordings don't keep.
+    blocks: Vec<ListedAllocation>,
 }
 
 impl LiveRun {
@@ -63,6 +65,7 @@ impl LiveRun {
             publisher,
             collector,
             file,
+            blocks: Vec::new(),
         })
     }
 
@@ -88,6 +91,9 @@ impl LiveRun {
     /// and later reports are taken without an error.
     pub fn push(&mut self, report: &Report, moment: Moment) -> Result<()> {
         self.collector.push(report, moment);
+        if self.publisher.lists_blocks() {
+            self.blocks.clone_from(&report.allocations);
+        }
         let Some((path, mut writer)) = self.file.take() else {
             return Ok(());
         };
@@ -132,7 +138,8 @@ impl LiveRun {
             return Ok(Published::default());
         }
         let recording = self.collector.finish();
-        let findings = self.publisher.findings(&recording);
+        let mut findings = self.publisher.findings(&recording);
+        findings.report.allocations = self.blocks;
         self.publisher.publish(&recording, &findings)
     }
 }

@@ -79,6 +79,11 @@ impl Publisher {
         self.arguments.files().next().is_some() || !self.arguments.fail_on.is_empty()
     }
 
+    /// Whether an output lists single blocks.
+    pub fn lists_blocks(&self) -> bool {
+        self.arguments.json.is_some()
+    }
+
     /// Whether an output goes to the standard output, where no text report may then be.
     pub fn takes_stdout(&self) -> bool {
         self.arguments.files().any(|path| path == Path::new("-"))
