@@ -39,6 +39,7 @@ impl Session<'_> {
         if target.is_finite() {
             let objects = self.find_allocators(target, candidates)?;
             safety::check(&self.tracer, target.processes(), candidates, &objects)?;
+            self.probing.foresee(candidates);
             for object in objects {
                 self.probing
                     .attach(&mut self.tracer, &object, only)

@@ -220,6 +220,15 @@ impl Session<'_> {
         if news.lost > 0 {
             self.make_up_for(news.lost);
         }
+        // what a new library allocates fills the ring of walks until its table is there; searching it for an
+        // allocator takes longer
+        if many {
+            for pid in &changed {
+                self.unwinding
+                    .load(&mut self.tracer, &self.mappings, *pid)?;
+            }
+        }
+        self.tell_unwinder()?;
         if !changed.is_empty() {
             let now_ns = monotonic_ns();
             for pid in &changed {
@@ -231,13 +240,8 @@ impl Session<'_> {
                     (!many).then_some(*pid),
                     now_ns,
                 );
-                if many {
-                    self.unwinding
-                        .load(&mut self.tracer, &self.mappings, *pid)?;
-                }
             }
         }
-        self.tell_unwinder()?;
         unwinding::finish(&mut self.tracer, &self.mappings, walks)?;
         self.reporter.show_calls(&self.tracer.take_calls()?)
     }

@@ -21,6 +21,8 @@ pub struct Probing<'a> {
     options: &'a Options,
     /// Numbers of the objects in which there is nothing new to find.
     seen: HashSet<usize>,
+    /// Devices and inodes of the files that were searched before they were mapped.
+    foreseen: HashSet<(u64, u64)>,
     /// Devices and inodes of the files that are probed.
     probed: HashSet<(u64, u64)>,
 }
@@ -31,6 +33,7 @@ impl<'a> Probing<'a> {
         Self {
             options,
             seen: HashSet::new(),
+            foreseen: HashSet::new(),
             probed: HashSet::new(),
         }
     }
@@ -78,7 +81,8 @@ impl<'a> Probing<'a> {
         let mut objects = mappings.objects(pid);
         objects.retain(|object| self.seen.insert(object.id));
         // a process without an allocator is traced in vain, but no reason to stop
-        let candidates = candidates(&objects);
+        let mut candidates = candidates(&objects);
+        candidates.retain(|candidate| !self.is_foreseen(candidate));
         if candidates.is_empty() {
             return;
         }
@@ -109,8 +113,18 @@ impl<'a> Probing<'a> {
             .extend(mappings.objects(pid).iter().map(|object| object.id));
     }
 
+    /// Nothing new is to be found in what a command is going to map.
+    pub fn foresee(&mut self, candidates: &[Candidate]) {
+        let searched = candidates.iter().filter_map(|of| identity(&of.path));
+        self.foreseen.extend(searched);
+    }
+
+    fn is_foreseen(&self, candidate: &Candidate) -> bool {
+        identity(&candidate.path).is_some_and(|identity| self.foreseen.contains(&identity))
+    }
+
     fn is_probed(&self, object: &ObjectPlan) -> bool {
-        identity(object).is_some_and(|identity| self.probed.contains(&identity))
+        identity(&object.path).is_some_and(|identity| self.probed.contains(&identity))
     }
 
     /// Probes an object, in one process or in all, unless it is probed already.
@@ -130,7 +144,7 @@ impl<'a> Probing<'a> {
             describe(object);
         }
         tracer.attach(object, pid)?;
-        self.probed.extend(identity(object));
+        self.probed.extend(identity(&object.path));
         Ok(())
     }
 }
@@ -148,8 +162,9 @@ pub fn candidates(objects: &[Arc<ObjectFile>]) -> Vec<Candidate> {
         .collect()
 }
 
-fn identity(object: &ObjectPlan) -> Option<(u64, u64)> {
-    let found = fs::metadata(&object.path).ok()?;
+/// Device and inode.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = fs::metadata(path).ok()?;
     Some((found.dev(), found.ino()))
 }
 

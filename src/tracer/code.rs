@@ -109,6 +109,11 @@ impl Tracer<'_> {
     ) -> Result<()> {
         // others must not find a full ring meanwhile
         self.events.drain()?;
+        let mut drained = Ok(());
+        let mut meanwhile = Meanwhile {
+            tick: &mut || drained = self.events.drain(),
+            progress: &mut |_, _| {},
+        };
         let mut refused = None;
         let depth = self.config.max_depth as usize;
         self.finished.finish(walk, depth, |address| {
@@ -116,13 +121,13 @@ impl Tracer<'_> {
                 return Found::Nothing;
             };
             self.tables
-                .rule_at(&mapping, address)
+                .rule_at(&mapping, address, &mut meanwhile)
                 .unwrap_or_else(|error| {
                     refused = Some(error);
                     Found::Nothing
                 })
         });
-        refused.map_or(Ok(()), Err)
+        refused.map_or(drained, Err)
     }
 
     /// Watches a dynamic linker at the offset of its [`debug_hook`](crate::probes::debug_hook), in one process or in all,

@@ -222,20 +222,21 @@ impl UnwindTables {
     ///
     /// # Errors
     /// When the kernel refuses memory for a map.
-    pub fn rule_at(&mut self, mapping: &CodeMapping, address: u64) -> Result<Found> {
+    pub fn rule_at(
+        &mut self,
+        mapping: &CodeMapping,
+        address: u64,
+        meanwhile: &mut Meanwhile<'_>,
+    ) -> Result<Found> {
         let Code::File { id, path } = &mapping.code else {
             return Ok(match mapping.code {
                 Code::Unreadable { .. } => Found::Nothing,
                 _ => Found::Rule(Rule::NoFde, 0),
             });
         };
-        self.load_files(
-            std::iter::once((*id, path.clone())),
-            &mut Meanwhile {
-                tick: &mut || {},
-                progress: &mut |_, _| {},
-            },
-        )?;
+        if !self.files.contains_key(id) {
+            self.load_files(std::iter::once((*id, path.clone())), meanwhile)?;
+        }
         let known = self.files.get(id);
         let found = known.and_then(|known| {
             let loaded = segment_of(mapping, &known.loaded)?;
