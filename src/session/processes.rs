@@ -117,7 +117,11 @@ impl Processes {
                     self.forked(pid, parent, time_ns, keepers)?;
                     changed.insert(pid);
                 }
-                What::ThreadEnded if self.contains(pid) && !keepers.tracer.is_traced(pid) => {
+                // a process that is traced alone is waited for; it ends neither with one of its threads nor with an
+                // exec that changes its rights, which are announced alike
+                What::ThreadEnded
+                    if self.many && self.contains(pid) && !keepers.tracer.is_traced(pid) =>
+                {
                     self.end(pid, time_ns);
                 }
                 _ => {}

@@ -44,7 +44,8 @@ pub enum What {
     Renamed(String),
     /// It was made by this process, with all that it maps.
     ForkedFrom(u32),
-    /// One of its threads has ended.
+    /// One of its threads has ended; or it executes a program with other rights, for which the kernel takes perf's own
+    /// events off it as if it ended.
     ThreadEnded,
 }
 
