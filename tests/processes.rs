@@ -399,7 +399,6 @@ fn preloaded() -> PathBuf {
 }
 
 #[test]
-#[ignore = "on a busy machine stacks of new workers are at times cut short, and counted as such"]
 fn the_workers_of_nginx_are_followed() {
     require_root();
     let folder = TempDir::new().expect("a folder");

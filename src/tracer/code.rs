@@ -32,11 +32,13 @@ impl Tracer<'_> {
         files: impl Iterator<Item = (FileId, PathBuf)>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
+        // what the programs report while tables are being built must not find a full ring
+        let mut drained = Ok(());
         let mut meanwhile = Meanwhile {
-            tick: &mut || {},
+            tick: &mut || drained = self.events.drain(),
             progress: &mut progress,
         };
-        self.tables.load_files(files, &mut meanwhile)
+        self.tables.load_files(files, &mut meanwhile).and(drained)
     }
 
     /// Tells the unwinder what code a process maps now. `changes` is what [`Tracer::code_changes`] said before that was

@@ -15,8 +15,10 @@ use super::ranges::{Ranges, Span};
 use super::skel::types;
 use crate::trace::Call;
 
+/// Walks that are kept until somebody takes them: some 100 MiB. What comes while tables of large programs are built.
+const MOST_WALKS: usize = 8192;
 /// Walks that fit into their ring, and some more.
-const MOST_WALKS: usize = 4096;
+const MOST_WALKS_AT_ONCE: usize = 4096;
 
 /// What has come out of the rings so far.
 pub struct Events {
@@ -101,9 +103,12 @@ impl Events {
     /// # Errors
     /// Fails when a ring is damaged.
     pub fn drain(&self) -> Result<()> {
+        let room = MOST_WALKS - self.deferred_walks.borrow().len();
         // no more than were there: they can come as fast as they are taken, as long as nobody makes the table
-        let taken = self.walks_ring.consume_raw_n(MOST_WALKS);
-        ensure!(taken >= 0, "failed to read the ring of deferred walks");
+        if room > 0 {
+            let taken = self.walks_ring.consume_raw_n(room.min(MOST_WALKS_AT_ONCE));
+            ensure!(taken >= 0, "failed to read the ring of deferred walks");
+        }
         self.rings
             .consume()
             .context("failed to read the rings of events")
