@@ -167,6 +167,17 @@ pub fn parse(lines: &[String]) -> Vec<Report> {
     reports
 }
 
+/// All that a run reported, as one report: last reports of processes come when these end.
+pub fn all_reports(lines: &[String]) -> Report {
+    let mut all = Report::default();
+    for report in parse(lines) {
+        all.processes.extend(report.processes);
+        all.stacks.extend(report.stacks);
+        all.allocations.extend(report.allocations);
+    }
+    all
+}
+
 /// Whether a line begins a report. A program's unfinished line may stand before it.
 pub fn is_header(line: &str) -> bool {
     header(line).is_some()
