@@ -157,6 +157,7 @@ fn a_command_with_a_preloaded_allocator() {
     }
 }
 
+/// Statically linked programs, whose allocator is among their own functions.
 #[test]
 fn static_programs_of_both_libcs() {
     require_root();
@@ -305,6 +306,7 @@ fn bundled_jemalloc(prefix: &str) -> PathBuf {
     archive
 }
 
+/// As redis bundles it when it is built from source (`je_`), and as Rust's crate does.
 #[test]
 fn a_bundled_jemalloc_is_found_whatever_its_prefix() {
     require_root();
@@ -328,6 +330,46 @@ fn a_bundled_jemalloc_is_found_whatever_its_prefix() {
         assert_eq!(report.through("main").count, 60, "{prefix}: {report:#?}");
         assert_named(&finished, "jemalloc", &format!("{prefix}malloc"));
         assert_named(&finished, "jemalloc", &format!("{prefix}sdallocx"));
+    }
+}
+
+/// Rust names the functions, and its linker has left out of the allocator what the program does not call.
+#[test]
+fn rust_programs_with_a_crate_for_their_allocator() {
+    require_root();
+    for (program, allocator, function) in [
+        ("with_jemalloc", "jemalloc", "_rjem_sdallocx"),
+        ("with_mimalloc", "mimalloc", "mi_malloc_aligned"),
+    ] {
+        let program = fixture::cargo("rust_allocators", program);
+        let mut target = memleak::ready(&program, &[]);
+        let tracer = memleak::attach(target.pid(), &["-a"], NEVER);
+        target.send_line();
+        target.expect("done");
+        assert!(target.finish().status.success());
+        let finished = finish_well(tracer);
+        let report = last_report(&finished);
+        for (function, held) in [
+            ("leak_boxes", Held::each(3, 1009)),
+            ("leak_grown", Held::new(131_072, 1)),
+            ("leak_zeroed", Held::each(5, 67)),
+            ("leak_aligned", Held::new(4099, 1)),
+        ] {
+            let through = report.through(&format!("rust_allocators::{function}"));
+            assert_eq!(through, held, "{function} in {finished:#?}");
+        }
+        assert_eq!(report.total().count, 10, "{finished:#?}");
+        let blocks = finished
+            .stdout
+            .iter()
+            .filter(|line| line.contains("addr = "));
+        let named = format!("allocator = {allocator}");
+        assert_eq!(
+            blocks.filter(|line| line.ends_with(&named)).count(),
+            10,
+            "{finished:#?}"
+        );
+        assert_named(&finished, allocator, function);
     }
 }
 

@@ -58,7 +58,7 @@ pub fn members(symbols: &Symbols<'_>, file: &str, prefix: &str) -> Vec<Member> {
         if symbols.find("tc_malloc").is_some() {
             members.add("", TCMALLOC, "tcmalloc");
         }
-        if symbols.find("mi_malloc").is_some() {
+        if has_mimalloc(symbols) {
             members.add_mimalloc();
         }
         members.add_rust(symbols);
@@ -169,16 +169,25 @@ fn owner(symbols: &Symbols<'_>) -> Option<&'static str> {
         .map(|(_, _, owner)| *owner)
 }
 
-/// jemalloc can be built with any prefix, and only it has `mallocx` and `rallocx`.
+/// A linker can leave out what the program does not call: that is all but the aligned functions in a Rust program.
+fn has_mimalloc(symbols: &Symbols<'_>) -> bool {
+    symbols.find("mi_free").is_some()
+        && ["mi_malloc", "mi_malloc_aligned", "mi_zalloc_aligned"]
+            .iter()
+            .any(|name| symbols.find(name).is_some())
+}
+
+/// jemalloc can be built with any prefix, and only it has `mallocx`. Of the functions beside it a linker leaves what the
+/// program calls, which in Rust is `sdallocx` and not `free`.
 fn jemalloc_prefixes(symbols: &Symbols<'_>) -> Vec<String> {
     let mut prefixes: Vec<String> = symbols
         .names()
         .filter_map(|name| name.strip_suffix("mallocx"))
         .filter(|prefix| !prefix.is_empty())
         .filter(|prefix| {
-            ["rallocx", "malloc", "free"]
+            ["free", "dallocx", "sdallocx"]
                 .iter()
-                .all(|name| symbols.find(&format!("{prefix}{name}")).is_some())
+                .any(|name| symbols.find(&format!("{prefix}{name}")).is_some())
         })
         .map(str::to_owned)
         .collect();

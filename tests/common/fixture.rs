@@ -60,6 +60,22 @@ pub fn go(name: &str, environment: &[&str]) -> PathBuf {
     build(&format!("{name}.go"), "env", &command)
 }
 
+/// A program of a fixture that is a package of its own, with what it depends on.
+pub fn cargo(package: &str, program: &str) -> PathBuf {
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(package);
+    // Cargo itself lets one build of a folder wait for another
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--locked", "--bin", program])
+        .arg("--manifest-path")
+        .arg(sources().join(package).join("Cargo.toml"))
+        .arg("--target-dir")
+        .arg(&target)
+        .status()
+        .expect("failed to run cargo");
+    assert!(status.success(), "failed to build {package}");
+    target.join("debug").join(program)
+}
+
 /// The 1-based line of a fixture's source that carries the comment `// {marker}`.
 pub fn line_of(source: &str, marker: &str) -> u32 {
     let text = fs::read_to_string(sources().join(source)).expect("failed to read the fixture");
