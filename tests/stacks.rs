@@ -243,6 +243,7 @@ fn direct_buffers_of_java_name_what_made_them() {
     assert_eq!(held.count, 4, "{report:#?}");
 }
 
+/// A cycle of Rc, mem::forget, Box::leak, a vector that grew, and C called through FFI.
 #[test]
 fn each_leak_of_a_rust_program_is_named() {
     require_root();
