@@ -144,15 +144,17 @@ fn a_setuid_command_runs_with_its_owners_rights() {
     std::os::unix::fs::chown(&program, Some(NOBODY), None).expect("an owner");
     let mode = std::fs::Permissions::from_mode(0o4755);
     std::fs::set_permissions(&program, mode).expect("a mode");
-    let mut running = memleak::start(&["-T", "100", NEVER], &program, &[]);
-    running.expect("ready");
-    running.send_line();
-    assert_eq!(running.expect_number("euid"), u64::from(NOBODY));
-    running.expect("done");
-    let report = last_report(&finish_well(running));
-    let expected = Held::new(1601, 1);
-    assert_eq!(report.through("leak_setuid"), expected, "{report:#?}");
-    assert_eq!(report.total(), expected, "{report:#?}");
+    for options in [&["-T", "100", NEVER][..], &["-f", "-T", "100", NEVER]] {
+        let mut running = memleak::start(options, &program, &[]);
+        running.expect("ready");
+        running.send_line();
+        assert_eq!(running.expect_number("euid"), u64::from(NOBODY));
+        running.expect("done");
+        let report = last_report(&finish_well(running));
+        let expected = Held::new(1601, 1);
+        assert_eq!(report.through("leak_setuid"), expected, "{report:#?}");
+        assert_eq!(report.total(), expected, "{report:#?}");
+    }
 }
 
 #[test]

@@ -17,6 +17,7 @@ mod traced;
 mod unwinding;
 mod wait;
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
@@ -29,7 +30,7 @@ use crate::recording::model::Reason;
 use crate::snapshot::WallTime;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::{MappingEvents, Mappings, memory};
+use crate::target::{MappingEvents, Mappings, News, memory};
 use crate::tracer::{self, Config, ProcessFilter, Storage, Tracer};
 use choice::Chosen;
 use outputs::Outputs;
@@ -207,16 +208,14 @@ impl Session<'_> {
     fn take_in(&mut self) -> Result<()> {
         // before the mappings: all that these need is announced by now
         let walks = self.tracer.take_deferred_walks()?;
-        let (many, processes) = (self.many, &self.processes);
-        let news = self
-            .mapping_events
-            .drain(|pid| many || processes.contains(pid));
+        let many = self.many;
+        let (news, gone) = self.announced();
         let mut keepers = Keepers {
             mappings: &mut self.mappings,
             symbolizer: &mut self.symbolizer,
             tracer: &mut self.tracer,
         };
-        let changed = self.processes.apply(news.events, &mut keepers)?;
+        let changed = self.processes.apply(news.events, &gone, &mut keepers)?;
         if news.lost > 0 {
             self.make_up_for(news.lost);
         }
@@ -244,6 +243,23 @@ impl Session<'_> {
         }
         unwinding::finish(&mut self.tracer, &self.mappings, walks)?;
         self.reporter.show_calls(&self.tracer.take_calls()?)
+    }
+
+    /// What has been announced, and which processes have gone: they leave the set of those that are traced when all but
+    /// their last announcement has been made, so what comes after a look at the set is all that was missing.
+    fn announced(&mut self) -> (News, BTreeSet<u32>) {
+        let (many, processes) = (self.many, &self.processes);
+        let wanted = |pid: u32| many || processes.contains(pid);
+        let mut news = self.mapping_events.drain(wanted);
+        let mut gone = BTreeSet::new();
+        loop {
+            let now = processes.gone(&news.events, &self.tracer);
+            if now == gone {
+                return (news, gone);
+            }
+            gone = now;
+            news.extend(self.mapping_events.drain(wanted));
+        }
     }
 
     /// Announcements were lost. What they told may have been of other processes, and can be read anew while these live.

@@ -91,16 +91,33 @@ impl Processes {
         self.known.get(&pid).map_or("?", |known| &known.name)
     }
 
-    /// Takes in what happened. Gives the processes that have come to map something.
+    /// Those of whom `events` tell that a thread has ended, and who are traced no longer. The end of one that is traced
+    /// alone is waited for elsewhere.
+    pub fn gone(&self, events: &[Event], tracer: &Tracer<'_>) -> BTreeSet<u32> {
+        if !self.many {
+            return BTreeSet::new();
+        }
+        let ended = events
+            .iter()
+            .filter(|event| matches!(event.what, What::ThreadEnded));
+        let mut gone: BTreeSet<u32> = ended.map(|event| event.pid).collect();
+        gone.retain(|pid| !tracer.is_traced(*pid));
+        gone
+    }
+
+    /// Takes in what happened; of those that are `gone`, that is all there will be, and they end with the last of their
+    /// threads. Gives the processes that have come to map something.
     ///
     /// # Errors
     /// When the tracer fails.
     pub fn apply(
         &mut self,
         events: Vec<Event>,
+        gone: &BTreeSet<u32>,
         keepers: &mut Keepers<'_, '_>,
     ) -> Result<BTreeSet<u32>> {
         let mut changed = BTreeSet::new();
+        let mut ends = BTreeMap::new();
         for Event { time_ns, pid, what } in events {
             match what {
                 What::Mapped(record) if self.contains(pid) => {
@@ -114,17 +131,22 @@ impl Processes {
                     }
                 }
                 What::ForkedFrom(parent) if self.rules.children && self.contains(parent) => {
+                    // whoever had this number before
+                    if let Some(ended_ns) = ends.remove(&pid) {
+                        self.end(pid, ended_ns);
+                    }
                     self.forked(pid, parent, time_ns, keepers)?;
                     changed.insert(pid);
                 }
-                // a process that is traced alone is waited for; it ends neither with one of its threads nor with an
-                // exec that changes its rights, which are announced alike
-                What::ThreadEnded
-                    if self.many && self.contains(pid) && !keepers.tracer.is_traced(pid) =>
-                {
-                    self.end(pid, time_ns);
+                What::ThreadEnded if gone.contains(&pid) => {
+                    ends.insert(pid, time_ns);
                 }
                 _ => {}
+            }
+        }
+        for (pid, time_ns) in ends {
+            if self.contains(pid) {
+                self.end(pid, time_ns);
             }
         }
         self.confirm(keepers.tracer);

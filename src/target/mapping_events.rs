@@ -58,6 +58,16 @@ pub struct News {
     pub lost: u64,
 }
 
+impl News {
+    /// Adds what has been announced later.
+    pub fn extend(&mut self, later: News) {
+        self.events.extend(later.events);
+        // in part it may have happened before
+        self.events.sort_by_key(|event| event.time_ns);
+        self.lost += later.lost;
+    }
+}
+
 /// Rings that collect the announcements, one for each CPU.
 pub struct MappingEvents {
     rings: Vec<Sampler>,

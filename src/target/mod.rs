@@ -12,7 +12,7 @@ mod process;
 
 pub use command::HeldCommand;
 pub use linked::objects_of_command;
-pub use mapping_events::{Event, MappingEvents, What};
+pub use mapping_events::{Event, MappingEvents, News, What};
 pub use mappings::{Mapping, Mappings, ObjectFile};
 pub use names::Names;
 pub use process::{Process, descendants, is_kernel_thread, name, running};
