@@ -295,6 +295,28 @@ fn inlined_functions_are_left_out_on_demand() {
 
 #[cfg(target_arch = "x86_64")]
 #[test]
+fn code_of_the_vdso_has_the_names_of_its_functions() {
+    require_root();
+    let (report, finished) = report_on(&[], &fixture::c("vdso_interrupted"), &[]);
+    let stack = stack_with(&report, Held::new(4567, 1));
+    let names = symbols(stack);
+    assert_eq!(names[..2], ["leak_in_handler", "on_signal"], "{report:#?}");
+    // a pseudo name has its brackets already
+    let of_vdso = stack.frames.iter().find(|frame| frame.module == "vdso");
+    let of_vdso = of_vdso.unwrap_or_else(|| panic!("no frame in the vDSO: {report:#?}"));
+    // it has two names
+    assert!(of_vdso.symbol.ends_with("clock_gettime"), "{of_vdso:?}");
+    assert!(
+        names
+            .windows(2)
+            .any(|names| names == ["ask_the_time", "main"]),
+        "{report:#?}"
+    );
+    assert!(says(&finished, "none cut short"), "{finished:#?}");
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
 fn generated_code_has_the_name_that_its_map_tells() {
     require_root();
     let (report, finished) = report_on(&[], &fixture::c("jit"), &[]);

@@ -143,6 +143,11 @@ const FIXTURES: &[(&str, &[&str], Result<(), &str>)] = &[
         &[],
         Err("whether its threads overlap depends on time"),
     ),
+    (
+        "vdso_interrupted.c",
+        &[],
+        Err("Valgrind hides the vDSO from programs"),
+    ),
     ("grows_unseen.c", &[], Ok(())),
     ("on_demand.c", &["4001"], Ok(())),
     (

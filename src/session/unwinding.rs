@@ -2,9 +2,8 @@
 //! Knows neither the tables' contents nor how mappings are found out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::PathBuf;
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::Result;
 
@@ -142,7 +141,7 @@ impl Unwinding {
         let code: Vec<CodeMapping> = mappings
             .layout(pid)
             .into_iter()
-            .filter_map(|mapping| code_mapping(&mapping, pid))
+            .filter_map(|mapping| code_mapping(&mapping))
             .collect();
         tracer.set_code(pid, &code, changes, report_progress)
     }
@@ -160,7 +159,7 @@ pub fn finish(
     for walk in walks {
         let (pid, at_ns) = (walk.tgid, walk.time_ns);
         tracer.finish_walk(walk, |address| {
-            code_mapping(mappings.find(pid, address, at_ns)?, pid)
+            code_mapping(mappings.find(pid, address, at_ns)?)
         })?;
     }
     Ok(())
@@ -217,7 +216,7 @@ fn report_progress(done: usize, all: usize) {
 
 /// None for what no return address should be looked for in: the kernel's pages for uprobes, where the unwinder puts the
 /// original return address, and the emulated vsyscall page.
-fn code_mapping(mapping: &Mapping, pid: u32) -> Option<CodeMapping> {
+fn code_mapping(mapping: &Mapping) -> Option<CodeMapping> {
     let label = mapping.object.path.to_string_lossy();
     if label == "[uprobes]" || label == "[vsyscall]" {
         return None;
@@ -225,8 +224,9 @@ fn code_mapping(mapping: &Mapping, pid: u32) -> Option<CodeMapping> {
     let code = match (mapping.object.identity(), mapping.object.openable_path()) {
         (Some(id), Some(path)) => Code::File { id, path },
         (Some(id), None) => Code::Unreadable { id },
-        _ if label == "[vdso]" => image(mapping, pid).map_or(Code::Anonymous, Code::Image),
-        _ => Code::Anonymous,
+        // the vDSO
+        (None, Some(path)) => fs::read(path).map_or(Code::Anonymous, Code::Image),
+        (None, None) => Code::Anonymous,
     };
     Some(CodeMapping {
         begin: mapping.range.start,
@@ -234,13 +234,4 @@ fn code_mapping(mapping: &Mapping, pid: u32) -> Option<CodeMapping> {
         file_offset: mapping.offset,
         code,
     })
-}
-
-/// The bytes of a mapping that is no file's, from the memory of the process.
-fn image(mapping: &Mapping, pid: u32) -> Option<Vec<u8>> {
-    let memory = File::open(PathBuf::from(format!("/proc/{pid}/mem"))).ok()?;
-    let length = usize::try_from(mapping.range.end - mapping.range.start).ok()?;
-    let mut bytes = vec![0; length];
-    memory.read_exact_at(&mut bytes, mapping.range.start).ok()?;
-    Some(bytes)
 }

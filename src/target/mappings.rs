@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
+use super::vdso;
+
 /// A file that holds code, kept open so that its name may go.
 #[derive(Debug)]
 pub struct ObjectFile {
@@ -293,6 +295,9 @@ fn open_object(id: usize, pid: u32, record: &MappingRecord) -> ObjectFile {
         file: None,
     };
     if record.inode == 0 {
+        // without it, its code has no names and its frames no rules
+        let is_vdso = object.path.as_os_str() == vdso::NAME;
+        object.file = is_vdso.then(|| vdso::open().ok()).flatten();
         return object;
     }
     let Range { start, end } = record.range;

@@ -9,6 +9,7 @@ mod mappings;
 pub mod memory;
 mod names;
 mod process;
+mod vdso;
 
 pub use command::HeldCommand;
 pub use linked::objects_of_command;

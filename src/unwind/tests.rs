@@ -1,5 +1,5 @@
 //! Tables of real files against an independent reader (readelf), and of broken files for survival.
-//! Needs Debian's libc6, libstdc++6, libpython3.11, openjdk-17-jre-headless, libllvm14, libc6-dev, gcc and binutils.
+//! Needs Debian's libc6, libstdc++6, libpython3.11, openjdk-17-jre-headless, libllvm14, libc6-dev, gcc, golang-go and binutils.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -347,6 +347,28 @@ fn this_test_itself_a_rust_program_is_supported() {
     check_shape(&table);
     assert!(supported(&table) > 0.999);
     assert!(table.rows.len() > 1_000);
+}
+
+#[test]
+fn a_go_program_is_supported() {
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("go_pure");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/go_pure.go");
+    let status = Command::new("go")
+        .arg("build")
+        .arg("-o")
+        .args([&program, &source])
+        .env("GOCACHE", folder.path().join("cache"))
+        .envs([("CGO_ENABLED", "0"), ("GOFLAGS", "-mod=mod")])
+        .status()
+        .expect("the test needs go");
+    assert!(status.success());
+    // Go writes a .debug_frame only, and compresses it
+    let table = table(&program);
+    check_shape(&table);
+    assert!(table.rows.len() > 1_000, "{}", table.rows.len());
+    // what is not are the frames of over 1 MiB that runtime.call1048576 and its ten larger kin can make
+    assert!(supported(&table) > 0.995, "{}", supported(&table));
 }
 
 #[test]
