@@ -232,7 +232,14 @@ fn direct_buffers_of_java_name_what_made_them() {
     );
     let classes = folder.path().to_str().unwrap();
     let arguments = ["-cp", classes, "-Xint", "DirectBuffers"];
-    let (report, _) = report_on(&[], Path::new("/usr/bin/java"), &arguments);
+    let options = ["-T", ALL_STACKS, "0.5"];
+    let mut running = start(&options, Path::new("/usr/bin/java"), &arguments);
+    running.expect("ready");
+    // a whole report later, the tables of its libraries are known
+    running.stdout_line("report", is_header);
+    running.stdout_line("report", is_header);
+    running.send_line();
+    let report = last_report(&finish_well(running));
     let held = report.sum(|stack| {
         let names = symbols(stack);
         let made = names
