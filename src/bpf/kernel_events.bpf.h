@@ -10,9 +10,7 @@
 #include "events.bpf.h"
 #include "kernel_stack.bpf.h"
 #include "sampling.bpf.h"
-
-/* Of __get_free_pages: the kernel's largest block is 2 to this power of pages. */
-#define MAX_ORDER 10
+#include "user_pages.bpf.h"
 
 /* ___GFP_MOVABLE: pages whose users can be told that they moved, which is what processes and files hold. */
 #define GFP_MOVABLE 0x08
@@ -108,6 +106,23 @@ static __always_inline void kernel_freed(__u64 address, __u32 memory, __u32 even
 		send_call(event, block.size, address, 0, 0);
 }
 
+/* Pages of processes and files are many, and come and go by the thousand: where they aren't shown, neither
+ * their stacks are taken nor room in `allocs`. */
+static __always_inline void user_pages_allocated(const struct kernel_block *new)
+{
+	struct block_key key = kernel_key(new->address, new->memory);
+	struct block old;
+
+	if (!new->address)
+		return;
+	if (!is_own_process()) {
+		if (trace_calls)
+			send_call(new->event, new->size, new->address, 0, 0);
+		count_user_pages(new->address, new->order);
+	}
+	release_block(&key, &old);
+}
+
 static __always_inline void pages_allocated(void *ctx, __u64 page, __u32 order, __u32 gfp)
 {
 	struct kernel_block new = {
@@ -118,7 +133,10 @@ static __always_inline void pages_allocated(void *ctx, __u64 page, __u32 order, 
 		.event = EVENT_PAGE_ALLOC,
 	};
 
-	kernel_allocated(ctx, &new);
+	if (frame_chunks && new.memory == MEMORY_USER_PAGES)
+		user_pages_allocated(&new);
+	else
+		kernel_allocated(ctx, &new);
 }
 
 /* Takes pages off a block of at least 2 to the power of `order` pages; returns whether there was one. */
@@ -158,7 +176,7 @@ static __always_inline void pages_freed(__u64 page, __u32 order)
 
 	if (trace_calls && !is_own_process())
 		send_call(EVENT_PAGE_FREE, bytes, page, 0, 0);
-	if (take_pages(page, order, bytes))
+	if (uncount_user_pages(page, order) || take_pages(page, order, bytes))
 		return;
 	if (page_struct & (page_struct - 1))
 		return;

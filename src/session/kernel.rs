@@ -43,6 +43,7 @@ pub fn run(options: &Options) -> Result<u8> {
         Config {
             kernel: Some(KernelEvents {
                 percpu: options.recording.percpu,
+                user_pages: options.reporting.user_pages,
                 code: KernelCode {
                     interrupts: symbols.interrupt_entries(),
                     system_call: symbols.function("do_syscall_64"),
@@ -159,7 +160,13 @@ impl KernelSession<'_> {
             symbols: &self.symbols,
             stacks: &mut self.stacks,
         };
-        let hidden = names.select(&mut snapshot, self.options)?;
+        let mut hidden = names.select(&mut snapshot, self.options)?;
+        // these pass through no function that is known
+        if reporting.selection.is_empty() {
+            let pages = self.tracer.counted_user_pages();
+            hidden.count += pages;
+            hidden.bytes += pages * rustix::param::page_size() as u64;
+        }
         let occasion = Occasion {
             now_ns,
             reason,

@@ -126,6 +126,32 @@ pub fn tells_caches() -> Result<bool> {
     }))
 }
 
+/// Page frames of the machine, from the lowest to the highest with holes in between.
+///
+/// # Errors
+/// Fails when /proc/zoneinfo can't be read.
+pub fn page_frames() -> Result<u64> {
+    let path = "/proc/zoneinfo";
+    let text = fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?;
+    Ok(frames_of_zones(&text))
+}
+
+/// The end of the last zone: each has its length before its beginning.
+fn frames_of_zones(text: &str) -> u64 {
+    let (mut spanned, mut end) = (0, 0);
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (name, figure) = (words.next(), words.next());
+        let figure = figure.and_then(|figure| figure.parse::<u64>().ok());
+        match (name, figure) {
+            (Some("spanned"), Some(figure)) => spanned = figure,
+            (Some("start_pfn:"), Some(figure)) => end = end.max(figure.saturating_add(spanned)),
+            _ => {}
+        }
+    }
+    end
+}
+
 /// Checks what every kind of tracing needs.
 ///
 /// # Errors
@@ -174,6 +200,15 @@ fn missing_capabilities(held: CapabilitySet) -> Vec<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn frames_end_with_the_last_zone() {
+        let zones = "Node 0, zone      DMA\n  pages free     0\n        spanned  4095\n  start_pfn:           1\n\
+                     Node 0, zone   Normal\n        spanned  5505024\n  start_pfn:           1048576\n\
+                     Node 0, zone  Movable\n        spanned  0\n";
+        assert_eq!(frames_of_zones(zones), 1_048_576 + 5_505_024);
+        assert_eq!(frames_of_zones(""), 0);
+    }
 
     #[test]
     fn the_missing_capabilities_are_named() {

@@ -14,6 +14,8 @@ use super::skel::{MemleakProgs, types};
 pub struct KernelEvents {
     /// Per-CPU memory as well as slabs and pages.
     pub percpu: bool,
+    /// Stacks of pages that processes and files hold; otherwise such pages are only counted.
+    pub user_pages: bool,
     /// Where the kernel's code is that matters for stacks.
     pub code: KernelCode,
 }

@@ -8,7 +8,7 @@ use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{OpenObject, PrintLevel};
 
 use super::kernel::{self, Attachment, Features};
-use super::skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel};
+use super::skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
 use super::{Config, attach, kernel_events, processes, sampling};
 use crate::options::{Sampling, Unwind};
 use crate::stderr;
@@ -20,6 +20,9 @@ const CALL_RING_BYTES: u32 = 4 << 20;
 /// of them before memleak gets the processor; one that runs has loaded most of its libraries.
 const DEFERRED_RING_BYTES: u32 = 1 << 20;
 const DEFERRED_RING_BYTES_AT_START: u32 = 16 << 20;
+
+/// Bytes that may be spent on counting pages of processes and files: one for each page frame.
+const MAX_FRAME_BYTES: u64 = 64 << 20;
 
 /// Where a tracer's BPF object lives: it must not move while it is loaded. There is a place for a second one, should
 /// the kernel refuse the first.
@@ -135,7 +138,11 @@ fn configure(
             rodata.orc_table.entries = table.entries;
             rodata.orc_table.count = (table.addresses.end - table.addresses.start) / 4;
         }
+        if !events.user_pages {
+            rodata.frame_chunks = frame_chunks(kernel::page_frames()?);
+        }
     }
+    let frame_chunks = rodata.frame_chunks;
     rodata.page_bytes = u32::try_from(rustix::param::page_size())?;
 
     if let Some(filter) = &config.processes {
@@ -171,6 +178,7 @@ fn configure(
     maps.threads.set_autocreate(features.task_storage)?;
     maps.threads_by_id.set_autocreate(!features.task_storage)?;
     maps.idle_thread.set_autocreate(!features.task_storage)?;
+    maps.user_frames.set_max_entries(frame_chunks.max(1))?;
     if config.kernel.is_some() {
         maps.stack_caches.set_max_entries(config.max_stacks)?;
     } else {
@@ -198,6 +206,16 @@ fn configure(
         program.set_autoload(wanted);
     }
     Ok(())
+}
+
+/// Elements of `user_frames` so that each of these page frames has a byte of its own; none where that would be too many.
+fn frame_chunks(frames: u64) -> u32 {
+    let bytes = frames.next_power_of_two();
+    let chunks = bytes.div_ceil(size_of::<types::frame_chunk>() as u64);
+    match bytes <= MAX_FRAME_BYTES {
+        true => u32::try_from(chunks).unwrap_or(0),
+        false => 0,
+    }
 }
 
 /// Passes on what libbpf says.

@@ -123,6 +123,12 @@ impl Tracer<'_> {
         }))
     }
 
+    /// Pages of processes and files that are counted, but not recorded.
+    pub fn counted_user_pages(&self) -> u64 {
+        let data = self.skel.maps.bss_data.as_deref();
+        data.map_or(0, |data| data.user_pages_counted)
+    }
+
     /// What was lost so far.
     pub fn losses(&self) -> Losses {
         let Some(data) = self.skel.maps.bss_data.as_deref() else {
