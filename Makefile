@@ -45,10 +45,12 @@ test-vm: static
 	scripts/install-packages.sh vm
 	tests/vm/matrix.py --memleak target/$(TARGET)/release/memleak $(if $(FAST),--fast,--markdown docs/kernels.md)
 
-# minutes of random operations in eight threads, against their own ledger; a minute of load on the kernel's allocators
+# minutes of random operations in eight threads, against their own ledger; a minute of load on the kernel's allocators;
+# a minute of short processes
 soak:
 	scripts/install-packages.sh build
 	$(CARGO) test --test soak --test kernel_load -- --ignored --nocapture --test-threads 1
+	$(CARGO) test --test processes -- --ignored --nocapture a_minute_of_short_processes_leaves_nothing
 
 # one binary that needs no shared library, to copy to servers
 static:

@@ -124,6 +124,13 @@ impl Symbolizer {
         self.processes.remove(&pid);
     }
 
+    /// Lets go of what was found in objects, by their numbers: nobody maps them any more.
+    pub fn forget_objects(&mut self, objects: impl Iterator<Item = usize>) {
+        for object in objects {
+            self.modules.remove(&object);
+        }
+    }
+
     /// The file with the debug information of `file`, which a process knows by a path; none when `file` has its own, or
     /// when there is none.
     pub fn debug_file(&self, pid: u32, file: &Path, known_as: &Path) -> Option<PathBuf> {

@@ -232,8 +232,13 @@ impl Processes {
             keepers.mappings.forget(*pid);
             keepers.symbolizer.remove(*pid);
         }
-        keepers.mappings.close_unused(UNUSED_FILES);
-        Ok(())
+        let closed = keepers.mappings.close_unused(UNUSED_FILES);
+        keepers
+            .symbolizer
+            .forget_objects(closed.iter().map(|file| file.object));
+        keepers
+            .tracer
+            .forget_files(closed.iter().filter_map(|file| file.identity))
     }
 
     fn insert(&mut self, pid: u32, name: String, since_ns: u64, confirmed: bool) {

@@ -1,7 +1,7 @@
 //! The code that each process maps, over time: what an address meant stays known after the mapping, the
 //! process or the file's name has gone. Fed from /proc and from `mapping_events`; resolves no symbols.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
@@ -78,6 +78,15 @@ pub struct MappingRecord {
     pub path: PathBuf,
     /// When it was mapped, in ns of CLOCK_MONOTONIC; 0 where that is not known.
     pub since_ns: u64,
+}
+
+/// A file that is open no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClosedFile {
+    /// Its number as an object.
+    pub object: usize,
+    /// Device and inode, unless the file is open under another path still.
+    pub identity: Option<(u64, u64)>,
 }
 
 /// What every traced process maps, or has mapped.
@@ -190,12 +199,37 @@ impl Mappings {
             .map_or(0, |process| process.revision)
     }
 
-    /// Closes files that no process is known to map any more, once there are more than `most` of them.
-    pub fn close_unused(&mut self, most: usize) {
-        if self.objects.len() > most {
-            self.objects
-                .retain(|_, object| Arc::strong_count(object) > 1);
+    /// Closes files that no process is known to map any more, once there are more than `most` files. Gives what was closed:
+    /// by now another file may have got its device and inode.
+    pub fn close_unused(&mut self, most: usize) -> Vec<ClosedFile> {
+        if self.objects.len() <= most {
+            return Vec::new();
         }
+        let closed: Vec<ClosedFile> = self
+            .objects
+            .extract_if(|_, object| Arc::strong_count(object) == 1)
+            .map(|(_, object)| ClosedFile {
+                object: object.id,
+                identity: object.identity(),
+            })
+            .collect();
+        // a file can be known by several paths
+        let open: HashSet<_> = self
+            .objects
+            .values()
+            .filter_map(|object| object.identity())
+            .collect();
+        let still_open = |file: &ClosedFile| file.identity.is_some_and(|id| open.contains(&id));
+        closed
+            .into_iter()
+            .map(|file| match still_open(&file) {
+                true => ClosedFile {
+                    identity: None,
+                    ..file
+                },
+                false => file,
+            })
+            .collect()
     }
 
     fn of(&self, pid: u32) -> &[Mapping] {

@@ -68,6 +68,17 @@ impl Tracer<'_> {
         result.and(drained)
     }
 
+    /// Forgets files that are open no longer.
+    ///
+    /// # Errors
+    /// Fails when the kernel refuses.
+    pub fn forget_files(&mut self, files: impl Iterator<Item = (u64, u64)>) -> Result<()> {
+        for id in files {
+            self.tables.forget_file(id)?;
+        }
+        Ok(())
+    }
+
     /// Whether the unwinder can ask the kernel for what it was not told of.
     pub fn finds_mappings(&self) -> bool {
         let rodata = &self.skel.maps.rodata_data;

@@ -1,7 +1,7 @@
 //! Walks that the programs could not finish, since a file's table was still to be read: they are finished here, and
 //! what stood for their stacks is resolved. How a step is made is told in `unwind`; what is mapped where is asked for.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::skel::types;
 use crate::snapshot::{CutStacks, StackId};
@@ -100,10 +100,18 @@ enum WalkEnd {
     UnknownCode,
 }
 
+/// Which stack it was that something has stood for, and whose walk that was.
+#[derive(Clone, Copy)]
+struct Identity {
+    stack: StackId,
+    tgid: u32,
+    time_ns: u64,
+}
+
 /// Stacks that were finished here.
 #[derive(Default)]
 pub struct FinishedStacks {
-    identities: HashMap<StackId, StackId>,
+    identities: HashMap<StackId, Identity>,
     stacks: HashMap<StackId, types::stack>,
     cut: CutStacks,
 }
@@ -126,13 +134,37 @@ impl FinishedStacks {
         }
         let hash = walk.hash.max(1);
         let stack = StackId(hash.wrapping_add(walk.walked.allocator.into()));
-        self.identities.insert(walk.id, stack);
+        let identity = Identity {
+            stack,
+            tgid: walk.tgid,
+            time_ns: walk.time_ns,
+        };
+        self.identities.insert(walk.id, identity);
         self.stacks.entry(stack).or_insert(walk.walked);
     }
 
     /// The identity of a stack, where something has stood for it.
     pub fn identity(&self, id: StackId) -> StackId {
-        self.identities.get(&id).copied().unwrap_or(id)
+        self.identities
+            .get(&id)
+            .map_or(id, |identity| identity.stack)
+    }
+
+    /// Lets go of the walks of processes that ended at a time in ns of CLOCK_MONOTONIC, and of the stacks that only they
+    /// came to: their blocks are gone.
+    pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
+        let known = self.identities.len();
+        self.identities.retain(|_, walk| {
+            let ended_ns = ended.get(&walk.tgid);
+            ended_ns.is_none_or(|ended_ns| walk.time_ns > *ended_ns)
+        });
+        if self.identities.len() == known {
+            return;
+        }
+        let used: HashSet<StackId> = self.identities.values().map(|walk| walk.stack).collect();
+        self.stacks.retain(|id, _| used.contains(id));
+        self.identities.shrink_to_fit();
+        self.stacks.shrink_to_fit();
     }
 
     /// A stack that was finished here.
@@ -209,6 +241,29 @@ mod tests {
         assert_eq!(finished.stack(identity).unwrap().allocator, 3);
         assert_eq!(finished.identity(StackId(12)), StackId(12));
         assert_eq!(finished.cut(), &CutStacks::default());
+    }
+
+    #[test]
+    fn stacks_go_with_the_last_process_that_came_to_them() {
+        let mut finished = FinishedStacks::default();
+        let shared = [0, 0x200, 0, 0x99a];
+        finished.finish(walk(10, &shared), 127, rule_at);
+        finished.finish(walk(11, &[0, 0x99a]), 127, rule_at);
+        let of = |tgid, time_ns, walk| DeferredWalk {
+            tgid,
+            time_ns,
+            ..walk
+        };
+        finished.finish(of(2, 5, walk(12, &shared)), 127, rule_at);
+        // another process under the number of one that ended
+        finished.finish(of(1, 9, walk(13, &[0, 0x400, 0, 0x99a])), 127, rule_at);
+        finished.forget(&BTreeMap::from([(1, 8)]));
+        assert_eq!(finished.identity(StackId(11)), StackId(11));
+        assert_eq!(addresses(&finished, 12), [0xff, 0x100, 0x200, 0x99a]);
+        assert_eq!(addresses(&finished, 13), [0xff, 0x100, 0x400, 0x99a]);
+        assert_eq!(finished.stacks.len(), 2);
+        finished.forget(&BTreeMap::from([(1, 10), (2, 8)]));
+        assert!(finished.stacks.is_empty());
     }
 
     #[test]

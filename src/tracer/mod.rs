@@ -227,6 +227,7 @@ impl<'obj> Tracer<'obj> {
             .iter()
             .map(|(_, _, piece)| piece.stack)
             .collect();
+        self.finished.forget(ended);
         processes::clear(&self.skel.maps, ended, used)
     }
 

@@ -218,6 +218,23 @@ impl UnwindTables {
         }
     }
 
+    /// Forgets a file that is open no longer, so that another one with its device and inode is read anew. Its rows stay in
+    /// the maps, where there is no way to take them out.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn forget_file(&mut self, id: FileId) -> Result<()> {
+        if self.files.remove(&id).is_none() {
+            return Ok(());
+        }
+        match self.files_map.delete(&file_key(id)?) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(error).context("failed to forget a file's unwind table")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The rule for an address in a mapping. The table of a file that is new is loaded first.
     ///
     /// # Errors
@@ -293,13 +310,8 @@ impl UnwindTables {
         self.publish_as(id, &value)
     }
 
-    fn publish_as(&self, (device, inode): FileId, value: &[u8]) -> Result<()> {
-        let key = encode(|key: &mut unwind_file_key| {
-            key.inode = inode;
-            // the kernel's own numbering of devices
-            key.device = makedev_kernel(device);
-        })?;
-        match self.files_map.update(&key, value, MapFlags::ANY) {
+    fn publish_as(&self, id: FileId, value: &[u8]) -> Result<()> {
+        match self.files_map.update(&file_key(id)?, value, MapFlags::ANY) {
             // No room: mappings of the file wait for the tracer.
             Err(error) if error.kind() == ErrorKind::Other => Ok(()),
             result => result.context("failed to store where a file's unwind table is"),
@@ -377,6 +389,15 @@ fn shown(mapping: &CodeMapping, segment: Segment) -> u64 {
         .saturating_add(segment.size)
         .min(mapped_to);
     end.saturating_sub(segment.file_offset.max(mapping.file_offset))
+}
+
+/// A file's key in `unwind_files`.
+fn file_key((device, inode): FileId) -> Result<Vec<u8>> {
+    encode(|key: &mut unwind_file_key| {
+        key.inode = inode;
+        // the kernel's own numbering of devices
+        key.device = makedev_kernel(device);
+    })
 }
 
 /// The kernel's own form of a device number, from that of stat(2).
