@@ -42,7 +42,7 @@ pub fn run(setup: &Setup) -> Result<()> {
 
 fn measure(setup: &Setup, tracer: &Tracer, results: &mut Results) -> Result<()> {
     let mut target = setup.workloads.start_for_kernel()?;
-    let mut attached = tracer.attach_to_kernel(NO_REPORTS)?;
+    let mut attached = tracer.attach_to_system(NO_REPORTS)?;
     attached.settle()?;
     for (results, (command, _)) in results.iter_mut().zip(LOOPS) {
         results.push(target.ask(command)?);

@@ -3,7 +3,7 @@
 //!
 //! Environment: `MEMLEAK_PEER` names other tracers to compare with, separated by colons, that are
 //! started as `PEER -p PID INTERVAL`, or `PEER INTERVAL` for the kernel; `BENCH_ROUNDS` (5) is how often each figure is measured;
-//! `BENCH_ONLY` names the sections to run (`events`, `programs`, `reports`, `kernel`, `unwinder`), separated by commas.
+//! `BENCH_ONLY` names the sections to run (`events`, `programs`, `reports`, `kernel`, `system`, `unwinder`), separated by commas.
 
 mod events;
 mod floor;
@@ -12,6 +12,7 @@ mod machine;
 mod program;
 mod programs;
 mod reports;
+mod system;
 mod table;
 mod target;
 mod tracer;
@@ -156,6 +157,9 @@ fn run() -> Result<()> {
     }
     if setup.runs("kernel") {
         kernel::run(&setup)?;
+    }
+    if setup.runs("system") {
+        system::run(&setup)?;
     }
     Ok(())
 }

@@ -74,8 +74,8 @@ impl Tracer {
         Ok(Attached { begin, by })
     }
 
-    /// Begins to trace the kernel's allocators, where it is a tool.
-    pub fn attach_to_kernel(&self, interval: u32) -> Result<Attached> {
+    /// Begins to trace what a tool traces that is given no process: the kernel's allocators, or what its options say.
+    pub fn attach_to_system(&self, interval: u32) -> Result<Attached> {
         let begin = Instant::now();
         let by = match self {
             Self::Untraced | Self::Floor(_) => By::Nothing,
@@ -115,6 +115,17 @@ impl Attached {
     pub fn settle(&mut self) -> Result<Option<Duration>> {
         let begin = self.begin;
         self.tool().map(|tool| tool.settle(begin)).transpose()
+    }
+
+    /// Waits until a tool says something, which is that it traces from now on.
+    pub fn announced(&mut self) -> Result<()> {
+        match self.tool() {
+            Some(tool) => match tool.lines.recv_timeout(PATIENCE) {
+                Ok(_) => Ok(()),
+                Err(_) => bail!("the tool says nothing: {}", tool.complaint()),
+            },
+            None => Ok(()),
+        }
     }
 
     /// Detaches. Returns how long a tool took to leave after Ctrl-C.
