@@ -354,7 +354,7 @@ fn a_target_that_is_not_there_is_named_in_one_line() {
 
 /// Kibibytes that memleak may take more after short processes than before: what is kept of each process that has ended
 /// would be more than that.
-const GROWTH_KIB: u64 = 16 << 10;
+const GROWTH_KIB: u64 = 8 << 10;
 
 /// Kibibytes that a process has resident, and in the BPF maps that it holds.
 fn memory(pid: u32) -> u64 {

@@ -501,6 +501,29 @@ mod tests {
     }
 
     #[test]
+    fn files_that_nobody_maps_are_closed_and_told_by_what_they_were() {
+        let file = |path: &str, inode| MappingRecord {
+            inode,
+            ..record(0x1000..0x2000, path)
+        };
+        let mut mappings = Mappings::default();
+        mappings.add(1, file("/nowhere/gone", 7));
+        mappings.add(2, file("/nowhere/elsewhere", 8));
+        mappings.add(3, file("/nowhere/stays", 8));
+        mappings.forget(1);
+        mappings.forget(2);
+        assert_eq!(mappings.close_unused(3), []);
+        let mut closed = mappings.close_unused(2);
+        closed.sort_by_key(|file| file.object);
+        let identities: Vec<_> = closed
+            .iter()
+            .map(|file| file.identity.map(|(_, inode)| inode))
+            .collect();
+        assert_eq!(identities, [Some(7), None]);
+        assert_eq!(mappings.objects.len(), 1);
+    }
+
+    #[test]
     fn own_code_is_found_and_can_be_opened() {
         let mut mappings = Mappings::default();
         let pid = std::process::id();
