@@ -112,8 +112,7 @@ static __always_inline __u64 stack_at_return(struct pt_regs *ctx, struct task_st
 {
 	__u32 allocator = functions[thread->call.row & (MAX_FUNCTIONS - 1)].allocator, end;
 	/* through a pointer, one stack can call several allocators */
-	__u64 hash = capture_user_stack(ctx, task, thread, true, live) + allocator, id;
-	__u64 *stored = &thread->stored[hash & (STORED_STACKS - 1)];
+	__u64 hash = capture_user_stack(ctx, task, thread, true, live) + allocator, id, *stored;
 
 	thread->stack.allocator = allocator;
 	end = thread->walk.end;
@@ -121,6 +120,9 @@ static __always_inline __u64 stack_at_return(struct pt_regs *ctx, struct task_st
 		id = live ? defer_walk() : 0;
 		if (id)
 			return id;
+		/* the code is there, only its caller can't be told: never a stack without any frame */
+		add_frame(&thread->walk, &thread->stack, thread->walk.pc);
+		hash = hash_of_walk(&thread->walk) + allocator;
 		end = STACK_UNKNOWN_CODE;
 	}
 	if (end != STACK_COMPLETE)
@@ -128,6 +130,7 @@ static __always_inline __u64 stack_at_return(struct pt_regs *ctx, struct task_st
 	/* of several processes, the last one to use a stack is kept with it */
 	if (many_processes)
 		return store_stack(&thread->stack, hash, tgid_of(task));
+	stored = &thread->stored[hash & (STORED_STACKS - 1)];
 	if (*stored != hash)
 		*stored = store_stack(&thread->stack, hash, 0);
 	return *stored;

@@ -356,6 +356,12 @@ static __always_inline void begin_walk(struct pt_regs *ctx, struct task_struct *
 #endif
 }
 
+/* Never STACK_NOT_STORED. */
+static __always_inline __u64 hash_of_walk(const struct walk *walk)
+{
+	return walk->hash ? walk->hash : 1;
+}
+
 /*
  * Captures the stack above a probed function into `thread->stack`, at its return (where the result of the
  * call is known too) or at its entry, the stack pointer still as the call left it. Gives the stack's hash,
@@ -376,7 +382,7 @@ static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct task
 		if (!(live ? walk_frames(thread) : walk_frames_plain()))
 			break;
 	}
-	return walk->hash ? walk->hash : 1;
+	return hash_of_walk(walk);
 }
 
 #endif
