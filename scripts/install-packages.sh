@@ -10,7 +10,7 @@ for task in "$@"; do
 	test)
 		packages="$packages clang-format"
 		# allocators whose code the probe sites are chosen in, and who checks them
-		packages="$packages libjemalloc2 libgoogle-perftools4 libmimalloc2.0 musl binutils"
+		packages="$packages libjemalloc2 libgoogle-perftools4 libmimalloc2.0 libclang-rt-14-dev musl binutils"
 		# the same linked into programs, statically as well
 		packages="$packages libjemalloc-dev musl-tools redis-tools"
 		# code whose unwind tables are read
