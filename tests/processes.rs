@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -419,6 +420,21 @@ fn nothing_of_short_processes_is_lost_or_kept_in_a_system() {
 #[ignore = "takes a minute: run by `make soak`"]
 fn a_minute_of_short_processes_leaves_nothing() {
     short_processes(1200);
+}
+
+/// Processes that end by the hundred in a second leave no moment in which none of them does.
+#[test]
+fn reports_come_while_processes_never_stop_ending() {
+    require_root();
+    let mut endless = Command::new("sh");
+    endless.args(["-c", "echo ready; while :; do /bin/true; done"]);
+    let mut load = Running::spawn(&mut endless);
+    load.expect("ready");
+    let finished = memleak::run(["--comm", "true", "0.5", "4"]);
+    assert!(finished.status.success(), "{finished:#?}");
+    assert!(parse(&finished.stdout).len() >= 4, "{finished:#?}");
+    load.signal(Signal::KILL);
+    assert_eq!(load.finish().status.signal(), Some(9), "the load ended first");
 }
 
 /// The library with leaks to preload into servers.

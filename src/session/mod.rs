@@ -19,6 +19,7 @@ mod wait;
 
 use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
+use std::mem;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -88,6 +89,7 @@ pub fn run(options: &Options) -> Result<u8> {
         unwinding: Unwinding::default(),
         symbolizer,
         lost_mappings: 0,
+        late_ends: News::default(),
         overhead: None,
         expensive: 0,
         reporter: Reporter::new(&options.reporting, outputs),
@@ -139,6 +141,8 @@ struct Session<'a> {
     unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
+    /// Ends of threads that are still to be looked at: of their processes, too, it may be.
+    late_ends: News,
     overhead: Option<Overhead>,
     /// Intervals in a row in which the overhead was above the limit.
     expensive: u32,
@@ -161,6 +165,7 @@ impl Session<'_> {
                 Some(deadline),
                 self.overhead.as_ref().and_then(Overhead::statistics_end),
                 self.processes.last_reports_due(),
+                (!self.late_ends.events.is_empty()).then(monotonic),
             ];
             let until = until.into_iter().flatten().min();
             // of several, the tracer tells who is left
@@ -246,20 +251,20 @@ impl Session<'_> {
     }
 
     /// What has been announced, and which processes have gone: they leave the set of those that are traced when all but
-    /// their last announcement has been made, so what comes after a look at the set is all that was missing.
+    /// their last announcement has been made, so what comes after a look at the set is all that was missing. Who ends in
+    /// the meantime is looked at next time, or this would not come to an end while processes do.
     fn announced(&mut self) -> (News, BTreeSet<u32>) {
         let (many, processes) = (self.many, &self.processes);
         let wanted = |pid: u32| many || processes.contains(pid);
         let mut news = self.mapping_events.drain(wanted);
-        let mut gone = BTreeSet::new();
-        loop {
-            let now = processes.gone(&news.events, &self.tracer);
-            if now == gone {
-                return (news, gone);
-            }
-            gone = now;
-            news.extend(self.mapping_events.drain(wanted));
+        news.extend(mem::take(&mut self.late_ends));
+        let gone = processes.gone(&news.events, &self.tracer);
+        if !gone.is_empty() {
+            let mut later = self.mapping_events.drain(wanted);
+            self.late_ends.events = later.take_ends_of_others(&gone);
+            news.extend(later);
         }
+        (news, gone)
     }
 
     /// Announcements were lost. What they told may have been of other processes, and can be read anew while these live.

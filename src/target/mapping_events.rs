@@ -1,8 +1,10 @@
 //! The kernel's announcements of new code mappings, of fork, exec and exit, machine-wide, as perf reports them.
 //! They come even when the process is gone before anybody could look at its /proc.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
+use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
@@ -65,6 +67,16 @@ impl News {
         // in part it may have happened before
         self.events.sort_by_key(|event| event.time_ns);
         self.lost += later.lost;
+    }
+
+    /// Takes out the ends of threads of all processes but `these`.
+    pub fn take_ends_of_others(&mut self, these: &BTreeSet<u32>) -> Vec<Event> {
+        let is_end = |event: &Event| matches!(event.what, What::ThreadEnded);
+        let (ends, rest) = mem::take(&mut self.events)
+            .into_iter()
+            .partition(|event| is_end(event) && !these.contains(&event.pid));
+        self.events = rest;
+        ends
     }
 }
 
