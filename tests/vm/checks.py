@@ -70,6 +70,7 @@ KERNEL_LEAKS = (
 )
 
 COMMAND = "user: command, dynamically linked"
+RUNNING = "user: running process"
 MODULE_LEAKS = "kernel: each leak of a module, once"
 
 
@@ -87,7 +88,7 @@ CHECKS = (
     Check(COMMAND, "memleak -v -c leaks", want=LEAKS, refuse=NOT_LEAKS),
     Check("user: command, statically linked", "memleak -v -c leaks-static", want=NAMES, refuse=NOT_LEAKS),
     Check("user: running process, statically linked", "attach leaks-static", want=LEAKS, refuse=NOT_LEAKS),
-    Check("user: running process", "attach leaks", want=LEAKS, refuse=NOT_LEAKS),
+    Check(RUNNING, "attach leaks", want=LEAKS, refuse=NOT_LEAKS),
     Check("user: running process, totals only", "attach leaks -C", want=LEAKS, refuse=NOT_LEAKS),
     Check("user: status of the command", "memleak -c 'leaks 37'", status=37),
     Check(MODULE_LEAKS, "trace_kernel '' --percpu 3600 && report_and_stop && rmmod leaky_module",
@@ -151,8 +152,9 @@ def yes_unless(check, complaint):
 
 
 def unwinder(outputs):
-    """How far user stacks reach: whether a caller was found behind a libc function that keeps no frame pointer."""
-    output = outputs.get(COMMAND, "")
+    """How far user stacks reach: whether a caller was found behind a libc function that keeps no frame pointer. Of a
+    running process, all of whose code is known from the beginning."""
+    output = outputs.get(RUNNING, "")
     if not re.search(r"^\t606 bytes in 6 allocations", output, re.MULTILINE):
         return NOTHING
     complete = stack(101, 6, "strdup", "leak_through_libc", "main")
