@@ -434,7 +434,11 @@ fn reports_come_while_processes_never_stop_ending() {
     assert!(finished.status.success(), "{finished:#?}");
     assert!(parse(&finished.stdout).len() >= 4, "{finished:#?}");
     load.signal(Signal::KILL);
-    assert_eq!(load.finish().status.signal(), Some(9), "the load ended first");
+    assert_eq!(
+        load.finish().status.signal(),
+        Some(9),
+        "the load ended first"
+    );
 }
 
 /// The library with leaks to preload into servers.
