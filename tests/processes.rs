@@ -200,28 +200,51 @@ fn processes_of_a_name_are_traced_now_and_later_and_others_are_not() {
 }
 
 /// A cgroup that is removed when it is dropped.
-struct TestCgroup(PathBuf);
+struct TestCgroup {
+    folder: PathBuf,
+    /// A hierarchy of version 1, if it is in one that was made for it.
+    own_hierarchy: Option<tempfile::TempDir>,
+}
 
 impl TestCgroup {
-    /// Of version 2, if `kind` is `cgroup2`, or of the first hierarchy of version 1.
-    fn new(kind: &str, name: &str) -> Option<TestCgroup> {
+    /// Of version 2.
+    fn new(name: &str) -> TestCgroup {
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
-        let mount = mounts.lines().find(|line| {
-            let mut fields = line.split(' ').skip(1);
-            let point = fields.next().unwrap_or_default();
-            // cpuset takes nobody before it is told of CPUs
-            fields.next() == Some(kind) && !point.contains("cpuset")
-        })?;
-        let folder = Path::new(mount.split(' ').nth(1)?).join(name);
+        let mount = mounts
+            .lines()
+            .find(|line| line.split(' ').nth(2) == Some("cgroup2"))
+            .and_then(|line| line.split(' ').nth(1))
+            .expect("no cgroup2 is mounted here: leave the test out with --skip cgroup");
+        let folder = Path::new(mount).join(name);
         fs::create_dir_all(&folder).expect("failed to make a cgroup");
-        Some(TestCgroup(folder))
+        TestCgroup {
+            folder,
+            own_hierarchy: None,
+        }
+    }
+
+    /// Of version 1, in a hierarchy without a controller.
+    fn of_version_1(name: &str) -> TestCgroup {
+        let hierarchy = tempfile::tempdir().expect("a folder");
+        let options = format!("none,name={name}");
+        let mounted = Command::new("mount")
+            .args(["-t", "cgroup", "-o", &options, "none"])
+            .arg(hierarchy.path())
+            .status();
+        assert!(mounted.is_ok_and(|status| status.success()), "mount failed");
+        let folder = hierarchy.path().join("inner");
+        fs::create_dir(&folder).expect("failed to make a cgroup");
+        TestCgroup {
+            folder,
+            own_hierarchy: Some(hierarchy),
+        }
     }
 
     /// Starts the fixture `on_demand` in it.
     fn start(&self, program: &Path, size: u64) -> Running {
         let script = format!(
             "echo $$ > {}/cgroup.procs; exec \"$0\" {size}",
-            self.0.display()
+            self.folder.display()
         );
         let mut running = Running::spawn(Command::new("sh").arg("-c").arg(script).arg(program));
         running.expect("ready");
@@ -229,38 +252,47 @@ impl TestCgroup {
     }
 
     fn path(&self) -> &str {
-        self.0.to_str().expect("a plain path")
+        self.folder.to_str().expect("a plain path")
     }
 }
 
 impl Drop for TestCgroup {
     fn drop(&mut self) {
         // a process that has just ended can still be in it, which is no reason to fail
-        let _ = fs::remove_dir(&self.0);
+        let _ = fs::remove_dir(&self.folder);
+        if let Some(hierarchy) = &self.own_hierarchy {
+            let _ = Command::new("umount").arg(hierarchy.path()).status();
+        }
     }
 }
 
-fn a_cgroups_processes_are_traced(kind: &str) {
+#[test]
+fn processes_of_a_cgroup2_are_traced_now_and_later() {
     require_root();
-    let Some(cgroup) = TestCgroup::new(kind, &unique('g')) else {
-        panic!("no {kind} is mounted here: leave the test out with --skip {kind}");
-    };
+    let cgroup = TestCgroup::new(&unique('g'));
     let program = fixture::c("on_demand");
     let mut early = cgroup.start(&program, 1115);
     let mut outside = leaky(&program, 4444);
     let tracer = tracing(&["--cgroup", cgroup.path(), NEVER]);
     let mut late = cgroup.start(&program, 2225);
-    if kind == "cgroup" {
-        // version 1: who comes from outside is found when a report is made
-        let mut tracer = tracer;
-        tracer.signal(Signal::USR1);
-        tracer.stderr_line("latecomer", |line| line.contains("moved to the cgroup"));
-        check_cgroup(tracer, early, late, outside);
-        return;
-    }
     leak(&mut outside);
     leak(&mut early);
     leak(&mut late);
+    check_cgroup(tracer, early, late, outside);
+}
+
+#[test]
+fn processes_that_move_to_a_cgroup_of_version_1_are_found_with_the_next_report() {
+    require_root();
+    let cgroup = TestCgroup::of_version_1(&unique('h'));
+    let program = fixture::c("on_demand");
+    let early = cgroup.start(&program, 1115);
+    let mut outside = leaky(&program, 4444);
+    let mut tracer = tracing(&["--cgroup", cgroup.path(), NEVER]);
+    let late = cgroup.start(&program, 2225);
+    leak(&mut outside);
+    tracer.signal(Signal::USR1);
+    tracer.stderr_line("latecomer", |line| line.contains("moved to the cgroup"));
     check_cgroup(tracer, early, late, outside);
 }
 
@@ -295,11 +327,6 @@ fn interrupt_after(mut tracer: Running, processes: Vec<Running>) -> Finished {
 }
 
 #[test]
-fn processes_of_a_cgroup2_are_traced_now_and_later() {
-    a_cgroups_processes_are_traced("cgroup2");
-}
-
-#[test]
 fn the_container_that_an_id_begins_with_is_traced() {
     require_root();
     let id = |letter: char| format!("{:0>60}abc{letter}", std::process::id());
@@ -307,7 +334,7 @@ fn the_container_that_an_id_begins_with_is_traced() {
         .into_iter()
         .map(|letter| {
             let name = format!("docker-{}.scope", id(letter));
-            TestCgroup::new("cgroup2", &name).expect("cgroups of version 2")
+            TestCgroup::new(&name)
         })
         .collect();
     let program = fixture::c("on_demand");
