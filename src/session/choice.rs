@@ -74,7 +74,7 @@ impl Chosen {
             }
             Choice::All => chosen.rules.all = true,
         }
-        chosen.rules.cgroups = !chosen.cgroups.is_empty();
+        chosen.rules.cgroups = chosen.cgroups.iter().any(Cgroup::tells_of_members);
         Ok(chosen)
     }
 

@@ -148,13 +148,17 @@ impl Cgroup {
         members
     }
 
-    /// The open folder, by which the kernel knows it; none for version 1, of which the kernel does not tell a program
-    /// who is in it.
+    /// Whether the kernel tells a program who is in it: in version 2.
+    pub fn tells_of_members(&self) -> bool {
+        self.version2
+    }
+
+    /// The open folder, by which the kernel knows it, if it tells of its members.
     ///
     /// # Errors
     /// When it can't be opened.
     pub fn descriptor(&self) -> Result<Option<OwnedFd>> {
-        if !self.version2 {
+        if !self.tells_of_members() {
             return Ok(None);
         }
         let folder = File::open(&self.folder)
