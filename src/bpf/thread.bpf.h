@@ -27,17 +27,16 @@ struct call {
 
 /* Words of the stack that are read at once; a power of 2, so that an index is bounded by its mask. */
 #define WINDOW_WORDS 128
-/* Rules kept per thread: 2 to this power. */
-#define RULE_CACHE_BITS 7
+/* Rules kept per thread: 2 to this power of sets, of two each, so that two addresses can share one. */
+#define RULE_SET_BITS 7
+#define RULES_PER_SET 2
 /* Stacks that a thread remembers to have been stored; a power of 2. */
 #define STORED_STACKS 64
 
 struct cached_rule {
-	__u64 address;
-	__u32 generation;
+	__u64 tag; /* of an address, and of the state of the mappings in which the rule is right */
 	__u32 rule;
 	__u32 table;
-	__u32 zero;
 };
 
 /* A walk up the user stack. The state is in memory, not in registers, for the verifier's sake. */
@@ -56,7 +55,7 @@ struct walk {
 	__u32 end;	  /* enum stack_end */
 	__u32 zero;
 	struct unwind_mapping mapping; /* the last one that was found */
-	struct cached_rule rules[1 << RULE_CACHE_BITS];
+	struct cached_rule rules[1 << RULE_SET_BITS][RULES_PER_SET];
 };
 
 /* Where Poisson sampling stands. */

@@ -288,21 +288,27 @@ __noinline __u32 look_up_rule_plain(__u64 address)
 /* The rule for an address of the current process. */
 static __always_inline __u32 rule_at(struct walk *walk, __u64 address, bool live)
 {
-	__u32 slot = (address * 0x9e3779b97f4a7c15ULL) >> (64 - RULE_CACHE_BITS);
-	struct cached_rule *cached = &walk->rules[slot & ((1 << RULE_CACHE_BITS) - 1)];
+	/* multiples of the golden ratio lie as far apart as can be */
+	const __u64 golden = 0x9e3779b97f4a7c15ULL;
+	__u32 index = (address * golden) >> (64 - RULE_SET_BITS), rule;
+	struct cached_rule *set = walk->rules[index & ((1 << RULE_SET_BITS) - 1)];
+	__u64 tag = address + walk->generation * golden;
+	int i;
 
-	if (!walk->generation || cached->address != address || cached->generation != walk->generation) {
-		__u32 rule = live ? look_up_rule(address) : look_up_rule_plain(address);
-
-		if (rule == RULE_UNKNOWN_CODE || rule == RULE_UNREAD_CODE)
-			return rule;
-		cached->address = address;
-		cached->generation = walk->generation;
-		cached->rule = rule;
-		cached->table = walk->mapping.code == UNWIND_TABLE ? walk->mapping.page_bias : 0;
+	for (i = 0; i < RULES_PER_SET; i++) {
+		if (set[i].tag == tag && walk->generation) {
+			walk->table = set[i].table;
+			return set[i].rule;
+		}
 	}
-	walk->table = cached->table;
-	return cached->rule;
+	rule = live ? look_up_rule(address) : look_up_rule_plain(address);
+	if (rule == RULE_UNKNOWN_CODE || rule == RULE_UNREAD_CODE)
+		return rule;
+	walk->table = walk->mapping.code == UNWIND_TABLE ? walk->mapping.page_bias : 0;
+	/* the older one goes */
+	set[1] = set[0];
+	set[0] = (struct cached_rule){.tag = tag, .rule = rule, .table = walk->table};
+	return rule;
 }
 
 /* Makes the caches those of the process's present mappings; what is not described is not cached for long. */
