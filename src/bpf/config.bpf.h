@@ -58,7 +58,8 @@ const volatile bool unwind_with_tables = false;
 /* The kernel has bpf_find_vma (Linux 5.17). */
 const volatile bool can_find_mappings = false;
 
-/* Walks that come to a file without a table yet are handed to the tracer. */
+/* Walks that come to a file without a table yet are handed to the tracer; so are those of a process that is
+ * not described yet, where mappings can't be asked for. */
 const volatile bool defer_walks = false;
 
 /* The kernel's own allocations are traced, and not those of processes. */

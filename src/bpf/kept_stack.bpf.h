@@ -26,11 +26,12 @@ static long find_mapping_end(struct task_struct *task, struct vm_area_struct *vm
 }
 
 /* Where the stack of the current thread ends at the latest: what is above is not worth copying. */
-static __always_inline __u64 end_of_stack(struct task_struct *task, __u64 sp)
+static __always_inline __u64 end_of_stack(struct task_struct *task, __u64 sp, bool live)
 {
-	__u64 end = sp + DEFERRED_PAGES * PAGE_BYTES, first = task->mm ? task->mm->start_stack : 0;
+	__u64 end = sp + DEFERRED_PAGES * PAGE_BYTES, first = BPF_CORE_READ(task, mm, start_stack);
 
-	bpf_find_vma(task, sp, find_mapping_end, &end, 0);
+	if (live && can_find_mappings)
+		bpf_find_vma(task, sp, find_mapping_end, &end, 0);
 	/* of the process's first thread: above are its arguments and environment */
 	return first > sp && first < end ? first : end;
 }
@@ -70,11 +71,7 @@ static __always_inline __u64 defer_with_pages(struct task_struct *task, struct t
 	return id;
 }
 
-/*
- * Hands the current thread's walk to the tracer; gives what stands for its stack, 0 if there is no room. Not
- * static, so that the verifier looks at it once.
- */
-__noinline __u64 defer_walk(void)
+static __always_inline __u64 defer_current_walk(bool live)
 {
 	struct task_struct *task;
 	struct thread *thread;
@@ -87,7 +84,7 @@ __noinline __u64 defer_walk(void)
 	if (!thread)
 		return 0;
 	sp = thread->walk.sp;
-	pages = ((end_of_stack(task, sp) - 1) >> PAGE_SHIFT) - (sp >> PAGE_SHIFT) + 1;
+	pages = ((end_of_stack(task, sp, live) - 1) >> PAGE_SHIFT) - (sp >> PAGE_SHIFT) + 1;
 	if (pages <= 1)
 		return defer_with_pages(task, thread, 1);
 	if (pages <= 2)
@@ -104,6 +101,20 @@ __noinline __u64 defer_walk(void)
 }
 
 /*
+ * Hand the current thread's walk to the tracer; give what stands for its stack, 0 if there is no room. Not
+ * static, so that the verifier looks at them once; two, for kernels without callbacks.
+ */
+__noinline __u64 defer_walk(void)
+{
+	return defer_current_walk(true);
+}
+
+__noinline __u64 defer_walk_plain(void)
+{
+	return defer_current_walk(false);
+}
+
+/*
  * The identity of the stack at an allocator's return, kept: whole, or to be finished by the tracer if it ends
  * at a file that is still to be read.
  */
@@ -117,7 +128,7 @@ static __always_inline __u64 stack_at_return(struct pt_regs *ctx, struct task_st
 	thread->stack.allocator = allocator;
 	end = thread->walk.end;
 	if (end == STACK_UNREAD) {
-		id = live ? defer_walk() : 0;
+		id = live ? defer_walk() : defer_walk_plain();
 		if (id)
 			return id;
 		/* the code is there, only its caller can't be told: never a stack without any frame */

@@ -262,6 +262,10 @@ static __always_inline __u32 find_rule(__u64 address, bool live)
 			__u32 generation = known ? known->generation : UNDESCRIBED | unwind_changes;
 			__u32 code = live ? find_live(task, mapping, address, generation) : UNWIND_NO_CODE;
 
+			/* the tracer is about to describe the process: it has the time to ask who can't be
+			 * asked here */
+			if (!can_find_mappings && !known && defer_walks)
+				return RULE_UNREAD_CODE;
 			if (code == UNWIND_UNREAD)
 				return RULE_UNREAD_CODE;
 			if (code == UNWIND_NO_CODE)

@@ -288,9 +288,12 @@ impl Session<'_> {
             .learn(&mut self.tracer, &mut self.mappings, |pid| {
                 processes.contains(pid)
             })?;
-        let all = !self.many || !self.tracer.finds_mappings();
+        let asks = self.tracer.finds_mappings();
+        let all = !self.many || !asks;
         let told: Vec<u32> = processes
             .living()
+            // what is told of a held command would be taken for what it is going to execute
+            .filter(|pid| asks || !processes.is_held(*pid))
             .filter(|pid| all || unknown.contains(pid) || self.unwinding.knows(*pid))
             .collect();
         for pid in told {

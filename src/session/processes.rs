@@ -78,6 +78,11 @@ impl Processes {
             .is_some_and(|known| known.ended_ns.is_none())
     }
 
+    /// Whether a process is the command that is still to execute its program.
+    pub fn is_held(&self, pid: u32) -> bool {
+        self.held == Some(pid)
+    }
+
     /// The processes that live, as far as is known.
     pub fn living(&self) -> impl Iterator<Item = u32> {
         self.known
@@ -299,7 +304,7 @@ impl Processes {
             }
             return Ok(());
         }
-        if self.held == Some(pid) {
+        if self.is_held(pid) {
             self.held = None;
         } else {
             keepers.tracer.forget(pid, time_ns)?;

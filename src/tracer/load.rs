@@ -118,8 +118,9 @@ fn configure(
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = tables;
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
-    // totals can't be given to another stack later
-    rodata.defer_walks = tables && rodata.can_find_mappings && !config.combined;
+    // totals can't be given to another stack later; of several processes, some may never be described
+    let will_be_known = rodata.can_find_mappings || config.processes.is_none();
+    rodata.defer_walks = tables && will_be_known && !config.combined;
     let defer_walks = rodata.defer_walks;
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;

@@ -6,6 +6,7 @@ mod process;
 mod store;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
 
@@ -92,6 +93,15 @@ pub struct Usage {
 struct Described {
     map: MapHandle,
     value: Vec<u8>,
+}
+
+impl Described {
+    fn empty() -> Result<Self> {
+        Ok(Self {
+            map: create_array("unwind_process", size_of::<unwind_process>())?,
+            value: vec![0; size_of::<unwind_process>()],
+        })
+    }
 }
 
 /// A file that was read: what the maps hold of it, and its table, for walks outside of the kernel.
@@ -321,13 +331,11 @@ impl UnwindTables {
     fn publish(&mut self, tgid: u32, changes: u32, mappings: &[unwind_mapping]) -> Result<()> {
         // 0 stands for a process that is not described
         self.generation = self.generation.wrapping_add(1).max(1);
-        if !self.described.contains_key(&tgid) {
-            let described = self.add_process(tgid)?;
-            self.described.insert(tgid, described);
-        }
-        let Some(Described { map, value }) = self.described.get_mut(&tgid) else {
-            return Ok(());
+        let (new, described) = match self.described.entry(tgid) {
+            Entry::Occupied(known) => (false, known.into_mut()),
+            Entry::Vacant(room) => (true, room.insert(Described::empty()?)),
         };
+        let Described { map, value } = described;
         let write = |value: &[u8]| {
             map.update(&[0; size_of::<u32>()], value, MapFlags::ANY)
                 .with_context(|| format!("failed to store the mappings of process {tgid}"))
@@ -335,19 +343,17 @@ impl UnwindTables {
         process::prepare(value, self.generation, changes, mappings)?;
         write(value)?;
         process::activate(value)?;
-        write(value)
-    }
-
-    fn add_process(&self, tgid: u32) -> Result<Described> {
-        let map = create_array("unwind_process", size_of::<unwind_process>())?;
-        let fd = map.as_fd().as_raw_fd().to_ne_bytes();
-        self.processes
-            .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
-            .with_context(|| format!("failed to make room for the mappings of process {tgid}"))?;
-        Ok(Described {
-            map,
-            value: vec![0; size_of::<unwind_process>()],
-        })
+        write(value)?;
+        if new {
+            // only now, or the programs would find that it maps nothing
+            let fd = map.as_fd().as_raw_fd().to_ne_bytes();
+            self.processes
+                .update(&tgid.to_ne_bytes(), &fd, MapFlags::ANY)
+                .with_context(|| {
+                    format!("failed to make room for the mappings of process {tgid}")
+                })?;
+        }
+        Ok(())
     }
 }
 
