@@ -59,6 +59,7 @@ impl Session<'_> {
         }
         let throughout = verbose || self.options.max_overhead.is_some();
         self.overhead = Some(Overhead::start(only, throughout));
+        give_memory_back();
         Ok(())
     }
 
@@ -186,6 +187,16 @@ impl Session<'_> {
             Choice::All => "all processes".to_owned(),
         }
     }
+}
+
+/// What it took to load programs and to read tables is not needed again: glibc keeps it unless it is asked.
+#[allow(unsafe_code)] // there is no other way to ask
+fn give_memory_back() {
+    // SAFETY: it takes no pointer, and may be called at any time.
+    #[cfg(target_env = "gnu")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// The libc that most programs of this machine have: a shell's.

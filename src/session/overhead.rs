@@ -112,7 +112,7 @@ impl Overhead {
     }
 
     /// The estimates since the last call, and since the start.
-    pub fn estimate(&mut self, tracer: &Tracer<'_>) -> Result<(Estimate, Estimate)> {
+    pub fn estimate(&mut self, tracer: &mut Tracer<'_>) -> Result<(Estimate, Estimate)> {
         if self.statistics.is_some() {
             self.run_time = tracer.run_time()?;
         }
@@ -192,15 +192,19 @@ fn cpu_time(pid: Option<u32>) -> Option<Duration> {
     ))
 }
 
-/// Where in memleak's own file the code of `probed` begins, in bytes.
-fn offset_of_probed() -> Result<u64> {
+/// Where in memleak's own file the code of its functions begins, in bytes.
+fn offsets_of<const N: usize>(functions: [extern "C" fn(); N]) -> Result<[u64; N]> {
     let mut own = Mappings::default();
     own.read(std::process::id())?;
-    let address = probed as *const () as u64;
-    let mapping = own.find(std::process::id(), address, u64::MAX);
-    Ok(mapping
-        .context("failed to find memleak's own code")?
-        .file_offset(address))
+    let mut offsets = [0; N];
+    for (offset, function) in offsets.iter_mut().zip(functions) {
+        let address = function as *const () as u64;
+        let mapping = own.find(std::process::id(), address, u64::MAX);
+        *offset = mapping
+            .context("failed to find memleak's own code")?
+            .file_offset(address);
+    }
+    Ok(offsets)
 }
 
 /// Puts an empty program at the return of `probed`, until what it gives is dropped.
@@ -208,12 +212,14 @@ fn offset_of_probed() -> Result<u64> {
 /// # Errors
 /// Fails when the kernel refuses.
 pub fn probe_return(tracer: &Tracer<'_>) -> Result<impl Drop + use<>> {
-    tracer.probe_own_return(offset_of_probed()?)
+    let [offset] = offsets_of([probed])?;
+    tracer.probe_own_return(offset)
 }
 
-fn measure_trap(tracer: &Tracer<'_>) -> Result<TrapCost> {
-    tracer.trap_cost(offset_of_probed()?, || {
-        let function: extern "C" fn() = black_box(probed);
+fn measure_trap(tracer: &mut Tracer<'_>) -> Result<TrapCost> {
+    let functions: [extern "C" fn(); 2] = [probed, probed_too];
+    tracer.trap_cost(offsets_of(functions)?, |which| {
+        let function = black_box(functions[which]);
         let begun = monotonic();
         for _ in 0..CALLS {
             function();
@@ -230,6 +236,16 @@ pub extern "C" fn probed() {
     core::arch::naked_asm!("push rbp", "pop rbp", "ret");
     #[cfg(target_arch = "aarch64")]
     core::arch::naked_asm!("nop", "ret");
+}
+
+/// The same, in other words, so that the compiler does not make one of the two.
+#[unsafe(naked)]
+#[allow(unsafe_code)] // as above
+extern "C" fn probed_too() {
+    #[cfg(target_arch = "x86_64")]
+    core::arch::naked_asm!("push rbp", "nop", "pop rbp", "ret");
+    #[cfg(target_arch = "aarch64")]
+    core::arch::naked_asm!("nop", "nop", "ret");
 }
 
 #[cfg(test)]

@@ -28,7 +28,7 @@ impl Session<'_> {
     pub(super) fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
         self.report(older, reason, false)?;
         if let Some(overhead) = &mut self.overhead {
-            let (_, total) = overhead.estimate(&self.tracer)?;
+            let (_, total) = overhead.estimate(&mut self.tracer)?;
             say!("overhead: {total}");
         }
         let losses = self.tracer.losses();
@@ -49,7 +49,7 @@ impl Session<'_> {
         let Some(overhead) = &mut self.overhead else {
             return Ok(false);
         };
-        let (recent, _) = overhead.estimate(&self.tracer)?;
+        let (recent, _) = overhead.estimate(&mut self.tracer)?;
         if self.options.verbose {
             say!("overhead: {recent}");
         }

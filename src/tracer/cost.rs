@@ -148,50 +148,46 @@ pub fn probe_own_return(
     link.context("failed to probe memleak's own code")
 }
 
-/// See `Tracer::trap_cost`.
-pub fn trap_cost(
+/// See `Tracer::trap_cost`. Gives the links as well, which nobody need wait to be rid of.
+fn trap_cost(
     programs: &MemleakProgs<'_>,
     attachment: Attachment,
-    offset: u64,
-    measure: impl Fn() -> f64,
-) -> Result<TrapCost> {
+    offsets: [u64; 2],
+    measure: impl Fn(usize) -> f64,
+) -> Result<(TrapCost, Vec<Link>)> {
     let pid = i32::try_from(std::process::id())?;
-    let offset = usize::try_from(offset)?;
-    let session = |skip_return: u64| {
-        let options = UprobeMultiOpts {
-            offsets: vec![offset],
-            cookies: vec![skip_return],
-            session: true,
-            ..UprobeMultiOpts::default()
-        };
-        programs
-            .empty_session
-            .attach_uprobe_multi_with_opts(pid, OWN_FILE, "", options)
-    };
+    let [first, second] = [usize::try_from(offsets[0])?, usize::try_from(offsets[1])?];
     let single = |program: &ProgramMut<'_>, retprobe| {
         let options = UprobeOpts {
             retprobe,
             ..UprobeOpts::default()
         };
-        program.attach_uprobe_with_opts(pid, OWN_FILE, offset, options)
+        program.attach_uprobe_with_opts(pid, OWN_FILE, first, options)
     };
-    let plain_ns = measure();
-    let (entry_ns, both_ns) = if attachment == Attachment::Session {
-        let link = session(1)?;
-        let entry_ns = measure();
-        drop(link);
-        let _link = session(0)?;
-        (entry_ns, measure())
+    let plain_ns = measure(0);
+    let (entry_ns, both_ns, links) = if attachment == Attachment::Session {
+        let options = UprobeMultiOpts {
+            offsets: vec![first, second],
+            // whether the return is skipped
+            cookies: vec![1, 0],
+            session: true,
+            ..UprobeMultiOpts::default()
+        };
+        let link = programs
+            .empty_session
+            .attach_uprobe_multi_with_opts(pid, OWN_FILE, "", options)?;
+        (measure(0), measure(1), vec![link])
     } else {
-        let _enter = single(&programs.empty_enter, false)?;
-        let entry_ns = measure();
-        let _leave = single(&programs.empty_leave, true)?;
-        (entry_ns, measure())
+        let enter = single(&programs.empty_enter, false)?;
+        let entry_ns = measure(0);
+        let leave = single(&programs.empty_leave, true)?;
+        (entry_ns, measure(0), vec![enter, leave])
     };
-    Ok(TrapCost {
+    let cost = TrapCost {
         entry_ns: (entry_ns - plain_ns).max(0.0),
         return_ns: (both_ns - entry_ns).max(0.0),
-    })
+    };
+    Ok((cost, links))
 }
 
 impl Tracer<'_> {
@@ -247,13 +243,19 @@ impl Tracer<'_> {
         probe_own_return(&self.skel.progs, self.attachment, offset)
     }
 
-    /// Measures what the kernel takes to run an empty program, at the entry and at the return of
-    /// `function`, a function of this very program whose code begins at an offset of its file. `measure`
-    /// calls it many times and gives the time of one call in ns.
+    /// Measures what the kernel takes to run an empty program, at the entry and at the return of a function of this very
+    /// program. There are two such functions, whose code begins at `offsets` of its file; they stay probed. `measure`
+    /// calls one of them many times and gives the time of one call in ns.
     ///
     /// # Errors
-    /// Fails when the kernel refuses to probe it.
-    pub fn trap_cost(&self, offset: u64, measure: impl Fn() -> f64) -> Result<TrapCost> {
-        trap_cost(&self.skel.progs, self.attachment, offset, measure)
+    /// Fails when the kernel refuses to probe them.
+    pub fn trap_cost(
+        &mut self,
+        offsets: [u64; 2],
+        measure: impl Fn(usize) -> f64,
+    ) -> Result<TrapCost> {
+        let (cost, links) = trap_cost(&self.skel.progs, self.attachment, offsets, measure)?;
+        self.links.extend(links);
+        Ok(cost)
     }
 }

@@ -31,6 +31,7 @@ mod skel;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, MapCore as _, MapHandle, PrintLevel, set_print};
@@ -262,7 +263,13 @@ impl<'obj> Tracer<'obj> {
 
     /// Removes all probes; what was recorded stays readable.
     pub fn detach(&mut self) {
-        self.links.clear();
+        // at each link the kernel waits for all who may be in a probe: of one wait, all can make use
+        thread::scope(|scope| {
+            for link in self.links.drain(..) {
+                // where there can be no thread, the link goes at once
+                let _ = thread::Builder::new().spawn_scoped(scope, || drop(link));
+            }
+        });
     }
 
     /// A process executed another program at a time on CLOCK_MONOTONIC: what it held before is gone.
