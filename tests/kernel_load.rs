@@ -11,10 +11,9 @@ use std::sync::mpsc::channel;
 use std::thread::{JoinHandle, sleep, spawn};
 use std::time::{Duration, Instant};
 
-use common::memleak;
 use common::process::{PATIENCE, Running};
 use common::report::{self, Report};
-use common::require_root;
+use common::{kernel_log, memleak, require_root};
 use rustix::process::Signal;
 
 /// How long the load lasts.
@@ -97,13 +96,6 @@ fn meminfo(name: &str) -> u64 {
         .expect("a figure")
 }
 
-fn kernel_log() -> Vec<String> {
-    let output = Command::new("dmesg").output().expect("dmesg");
-    assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines().map(str::to_owned).collect()
-}
-
 /// Outstanding objects by cache.
 fn objects(report: &Report) -> BTreeMap<&'static str, u64> {
     let mut objects = BTreeMap::new();
@@ -159,7 +151,7 @@ fn settled(tracer: &mut Running) -> BTreeMap<&'static str, u64> {
 #[ignore = "takes a minute: run by `make soak`"]
 fn a_minute_of_processes_and_connections_leaves_nothing() {
     require_root();
-    let log = kernel_log();
+    let log = kernel_log::read();
     let available = meminfo("MemAvailable");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a socket");
     let (programs_tid, programs) = load(run_a_program);
@@ -212,7 +204,7 @@ fn a_minute_of_processes_and_connections_leaves_nothing() {
         after >> 10
     );
     assert!(after + TOLERANCE_KIB >= available, "{available} {after}");
-    let news = kernel_log();
+    let news = kernel_log::read();
     let complaint = news
         .iter()
         .filter(|line| !log.contains(line))
