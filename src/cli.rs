@@ -51,11 +51,10 @@ pub struct Arguments {
         short,
         long,
         value_name = "PID",
-        value_delimiter = ',',
         help_heading = "Target",
         group = "target"
     )]
-    pub pid: Vec<u32>,
+    pub pid: Vec<String>,
 
     /// Run this command, split into words as a shell would, and trace it
     #[arg(

@@ -72,7 +72,20 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         .collect();
     let message = paragraph.join(" ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    fail(&format!("{message} (see memleak --help)"), USAGE)
+    let help = match error.kind() {
+        // as after -p $(pidof nginx)
+        ErrorKind::UnknownArgument if names_processes() => {
+            "several processes go into one list, as in -p 12,34; see memleak --help"
+        }
+        _ => "see memleak --help",
+    };
+    fail(&format!("{message} ({help})"), USAGE)
+}
+
+/// Whether -p is among the arguments.
+fn names_processes() -> bool {
+    let mut arguments = std::env::args_os();
+    arguments.any(|argument| argument == "-p" || argument == "--pid")
 }
 
 fn fail(message: &str, status: u8) -> ExitCode {

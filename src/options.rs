@@ -241,13 +241,7 @@ fn own_functions(arguments: &Arguments) -> Result<Vec<OwnFunction>, String> {
 
 fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
     if !arguments.pid.is_empty() {
-        let mut pids = arguments.pid.clone();
-        pids.sort_unstable();
-        pids.dedup();
-        return match pids.contains(&0) {
-            true => Err("--pid must be a process id above 0".into()),
-            false => Ok(TargetOption::Processes(pids)),
-        };
+        return Ok(TargetOption::Processes(process_ids(&arguments.pid)?));
     }
     if let Some(choice) = validate_choice(arguments)? {
         return Ok(TargetOption::Chosen(choice));
@@ -265,6 +259,28 @@ fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
     match arguments.program.is_empty() {
         true => Ok(TargetOption::Kernel),
         false => Ok(TargetOption::Command(arguments.program.clone())),
+    }
+}
+
+/// Ids in lists, with commas or, as pidof(1) has them, spaces between.
+fn process_ids(lists: &[String]) -> Result<Vec<u32>, String> {
+    let words = lists
+        .iter()
+        .flat_map(|list| list.split([',', ' ', '\n']))
+        .filter(|word| !word.is_empty());
+    let mut pids = words
+        .map(|word| match word.parse() {
+            Ok(pid) if pid > 0 => Ok(pid),
+            _ => Err(format!(
+                "--pid must be a process id above 0, or several as in -p 12,34: {word}"
+            )),
+        })
+        .collect::<Result<Vec<u32>, String>>()?;
+    pids.sort_unstable();
+    pids.dedup();
+    match pids.is_empty() {
+        true => Err("--pid must be a process id above 0".into()),
+        false => Ok(pids),
     }
 }
 
@@ -440,6 +456,9 @@ mod tests {
         };
         assert_eq!(pids(&["-p", "12,34"]), [12, 34]);
         assert_eq!(pids(&["-p", "34", "-p", "12", "-p", "34"]), [12, 34]);
+        // as in -p "$(pidof nginx)" and -p "$(pgrep nginx)"
+        assert_eq!(pids(&["-p", "34 12"]), [12, 34]);
+        assert_eq!(pids(&["-p", "12\n34\n"]), [12, 34]);
         assert!(!options(&["-p", "12"]).unwrap().many_processes());
         assert!(!options(&["-p", "12,12"]).unwrap().many_processes());
         assert!(options(&["-p", "12,34"]).unwrap().many_processes());
@@ -514,6 +533,8 @@ mod tests {
             (vec!["--max-overhead", "5"], "--max-overhead"),
             (vec!["-f"], "--follow"),
             (vec!["-p", "1,0"], "--pid"),
+            (vec!["-p", "1,x"], "--pid"),
+            (vec!["-p", ""], "--pid"),
             (vec!["-p", "1", "--system"], "--system"),
             (vec!["--comm", "a", "--cgroup", "b"], "--comm"),
             (vec!["--comm", "sixteen-letters!"], "15 characters"),

@@ -71,6 +71,9 @@ const volatile __u32 pid_namespace = 0;
 /* More than one process can be traced: `traced_processes` says which are. */
 const volatile bool many_processes = false;
 
+/* The one process that is traced, where the probes are in others as well; 0: they are not. */
+const volatile __u32 only_tgid = 0;
+
 /* Children of traced processes are traced as well. */
 const volatile bool follow_forks = false;
 

@@ -84,7 +84,7 @@ static __always_inline bool is_traced(struct task_struct *task)
 	__u32 tgid;
 
 	if (!many_processes)
-		return true;
+		return !only_tgid || tgid_of(task) == only_tgid;
 	tgid = tgid_of(task);
 	return bpf_map_lookup_elem(&traced_processes, &tgid);
 }

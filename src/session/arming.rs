@@ -27,10 +27,7 @@ impl Session<'_> {
         for pid in target.pids() {
             self.add(pid)?;
         }
-        let only = match (self.many, target.pids().first()) {
-            (false, Some(pid)) => Some(*pid),
-            _ => None,
-        };
+        let only = self.only;
         self.unwinding.foresee(&mut self.tracer, candidates)?;
         self.unwinding
             .watch_linker(&mut self.tracer, candidates, only);
@@ -58,7 +55,10 @@ impl Session<'_> {
             );
         }
         let throughout = verbose || self.options.max_overhead.is_some();
-        self.overhead = Some(Overhead::start(only, throughout));
+        self.overhead = Some(Overhead::start(
+            target.pids().first().copied().filter(|_| !self.many),
+            throughout,
+        ));
         give_memory_back();
         Ok(())
     }

@@ -52,6 +52,7 @@ pub fn run(options: &Options) -> Result<u8> {
     if options.target == TargetOption::Kernel {
         return kernel::run(options);
     }
+    traced::check_interval(options)?;
     tracer::check()?;
     let interrupts = Interrupts::catch()?;
     let many = options.many_processes();
@@ -71,6 +72,7 @@ pub fn run(options: &Options) -> Result<u8> {
         &mut storage,
         Config {
             max_throwing_size: max_throwing_size(&target),
+            only: first.filter(|_| !many && !target.keeps_probes()),
             ..config(options, filter)
         },
     )?;
@@ -80,6 +82,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let mut session = Session {
         options,
         many,
+        only: first.filter(|_| !many && target.keeps_probes()),
         tracer,
         mappings,
         mapping_events,
@@ -132,6 +135,8 @@ struct Session<'a> {
     options: &'a Options,
     /// Whether more than one process can come to be traced.
     many: bool,
+    /// The process that the kernel keeps the probes to.
+    only: Option<u32>,
     tracer: Tracer<'a>,
     mappings: Mappings,
     mapping_events: MappingEvents,
@@ -241,7 +246,7 @@ impl Session<'_> {
                     &mut self.tracer,
                     (&self.mappings, &self.symbolizer),
                     (*pid, name),
-                    (!many).then_some(*pid),
+                    self.only,
                     now_ns,
                 );
             }
@@ -331,6 +336,7 @@ fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
         max_depth: recording.max_depth,
         unwind: options.unwind,
         from_start: options.many_processes() || matches!(options.target, TargetOption::Command(_)),
+        only: None,
         processes,
         kernel: None,
         verbose: options.verbose,

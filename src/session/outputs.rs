@@ -18,7 +18,7 @@ use crate::recording::model::{Header, Headroom, Host, Limit, Reason, Source, Tar
 use crate::report::{Entry, ProcessEntry, Report};
 use crate::snapshot::{Snapshot, WallTime};
 use crate::stderr::say;
-use crate::target::memory;
+use crate::target::{memory, proc};
 
 /// The first report that ends with the growing stacks: it takes three points to see a rise that goes on.
 const FIRST_WITH_GROWTH: u64 = 3;
@@ -335,7 +335,7 @@ fn header(options: &Options, pid: Option<u32>, started: WallTime) -> Header {
 
 /// A process's command line; empty when it has ended, or never had one.
 fn command_line(pid: u32) -> Vec<String> {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let bytes = fs::read(proc::folder(pid).join("cmdline")).unwrap_or_default();
     let words = bytes
         .strip_suffix(b"\0")
         .unwrap_or(&bytes)

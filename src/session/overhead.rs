@@ -2,14 +2,13 @@
 //! Reads /proc and asks the tracer; what to do about it is decided elsewhere.
 
 use std::fmt;
-use std::fs;
 use std::hint::black_box;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::wait::monotonic;
-use crate::target::Mappings;
+use crate::target::{Mappings, proc};
 use crate::tracer::{Activity, RunTime, Statistics, Tracer, TrapCost};
 
 /// How long the kernel's statistics are on, unless they are wanted throughout: they cost some time at
@@ -159,7 +158,7 @@ fn estimate(from: &Reading, to: &Reading, run_time: RunTime, trap: TrapCost) -> 
 
 /// The time that all CPUs were at work for anybody.
 fn busy_time() -> Option<Duration> {
-    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let stat = proc::text("/proc/stat").ok()?;
     let mut fields = stat
         .strip_prefix("cpu ")?
         .split_ascii_whitespace()
@@ -180,7 +179,7 @@ fn cpu_time(pid: Option<u32>) -> Option<Duration> {
     let Some(pid) = pid else {
         return busy_time();
     };
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let stat = proc::text(format!("/proc/{pid}/stat")).ok()?;
     // the second field is a name in parentheses that can hold anything
     let (_, fields) = stat.rsplit_once(')')?;
     let mut fields = fields.split_ascii_whitespace().skip(11);

@@ -2,16 +2,22 @@
 //! `choice`'s and the tracer's to say.
 
 use std::os::fd::AsFd as _;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
 use super::probing;
 use super::wait::{self, Interrupts, Wake};
-use crate::options::TargetOption;
+use crate::options::{Options, TargetOption};
 use crate::probes::Candidate;
 use crate::stderr::say;
-use crate::target::{Ending, HeldCommand, Mappings, Process, objects_of_command};
+use crate::target::{
+    self, Ending, HeldCommand, Mappings, Process, is_kernel_thread, name, objects_of_command,
+};
+
+/// An interval that hardly anybody wants, and that many a process has for its id.
+const LONG_INTERVAL: Duration = Duration::from_secs(600);
 
 /// Whom tracing begins with.
 pub enum Traced {
@@ -90,6 +96,11 @@ impl Traced {
         self.processes().iter().map(Process::pid).collect()
     }
 
+    /// Whether the kernel can keep probes to the target: it knows a process by its first thread, which may have ended.
+    pub fn keeps_probes(&self) -> bool {
+        !self.processes().iter().any(Process::first_thread_ended)
+    }
+
     /// Fails if one of them has ended.
     pub fn still_lives(&self) -> Result<()> {
         match self.processes().iter().find(|process| process.has_ended()) {
@@ -148,6 +159,35 @@ impl Traced {
         }
         Ok(command.wait().map_or(1, Ending::shell_status))
     }
+}
+
+/// An interval can be the second process of a list whose ids are words of their own, as in `-p $(pidof nginx)`. Such a list
+/// is refused where it shows: both processes have one name. Where an interval could be a process, that is said.
+///
+/// # Errors
+/// When it is a list.
+pub fn check_interval(options: &Options) -> Result<()> {
+    let TargetOption::Processes(pids) = &options.target else {
+        return Ok(());
+    };
+    let seconds = options.interval;
+    let number = u32::try_from(seconds.as_secs()).unwrap_or(0);
+    let is_process = seconds.subsec_nanos() == 0 && number > 0 && !is_kernel_thread(number);
+    let (Some(name), Some(pid)) = (name(number).filter(|_| is_process), pids.last()) else {
+        return Ok(());
+    };
+    if target::name(*pid).is_some_and(|first| first == name) && !pids.contains(&number) {
+        bail!(
+            "{number} is where the interval stands, and a process called {name} like {pid}: \
+             to trace both, say -p {pid},{number}, or -p \"$(pidof {name})\""
+        );
+    }
+    if seconds >= LONG_INTERVAL {
+        say!(
+            "reporting every {number} seconds: to trace process {number} ({name}) as well, say -p {pid},{number}"
+        );
+    }
+    Ok(())
 }
 
 /// Waits for one of the two. There are no reports any more, so signals that ask for one are passed over.

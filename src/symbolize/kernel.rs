@@ -10,6 +10,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 
 use crate::report::{Frame, Function, Module};
+use crate::target::proc;
 
 const SYMBOLS: &str = "/proc/kallsyms";
 const MODULES: &str = "/proc/modules";
@@ -74,7 +75,7 @@ impl KernelSymbols {
     /// Fails when they can't be read.
     pub fn refresh(&mut self) -> Result<()> {
         // a kernel can do without modules
-        let modules = std::fs::read_to_string(MODULES).unwrap_or_default();
+        let modules = proc::text(MODULES).unwrap_or_default();
         if !self.tables.is_empty() && modules == self.modules {
             return Ok(());
         }

@@ -2,9 +2,11 @@
 //! What it maps from files is named elsewhere.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
+
+use crate::target::proc;
 
 /// Bytes of a map that are read at the most.
 const MOST_BYTES: u64 = 256 << 20;
@@ -55,7 +57,7 @@ fn open(path: &Path) -> Option<(File, u64)> {
 
 /// The process's number in its own namespace, which is the one in the map's name.
 fn pid_in_namespace(pid: u32) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = proc::text(format!("/proc/{pid}/status")).ok()?;
     let numbers = status
         .lines()
         .find_map(|line| line.strip_prefix("NSpid:"))?;
@@ -110,6 +112,8 @@ fn parse(line: &str) -> Option<(u64, u64, &str)> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

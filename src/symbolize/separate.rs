@@ -12,6 +12,8 @@ use flate2::Crc;
 use object::{Object as _, ReadCache};
 use rustix::fs::OFlags;
 
+use crate::target::proc;
+
 /// The folder for debug information that distributions agree on.
 const DEBUG_FOLDER: &str = "usr/lib/debug";
 
@@ -34,7 +36,7 @@ impl Folders {
         let target_root = fs::OpenOptions::new()
             .read(true)
             .custom_flags(OFlags::PATH.union(OFlags::DIRECTORY).bits().cast_signed())
-            .open(format!("/proc/{pid}/root"))
+            .open(proc::folder(pid).join("root"))
             .ok();
         let held = target_root
             .as_ref()

@@ -2,12 +2,15 @@
 //! Follows nobody; who comes and goes is the tracer's to see.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::proc;
 use super::process::running;
 
 /// Where cgroups are mounted.
@@ -73,11 +76,11 @@ impl Cgroup {
     /// When no process, or when more than one container, fits.
     pub fn of_container(id: &str) -> Result<Self> {
         let mut found: BTreeSet<String> = BTreeSet::new();
-        let mut lines: Vec<String> = Vec::new();
+        let mut lines: Vec<Vec<u8>> = Vec::new();
         for pid in running() {
             // it may have ended meanwhile
-            let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            for line in text.lines() {
+            let text = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+            for line in text.split(|byte| *byte == b'\n') {
                 if let Some((container, _)) = container_in(line, id) {
                     found.insert(container.to_owned());
                     lines.push(line.to_owned());
@@ -103,16 +106,16 @@ impl Cgroup {
     }
 
     /// The cgroup that lines of /proc/PID/cgroup name, up to the part that is the container's.
-    fn of_lines(lines: &[String], id: &str) -> Result<Self> {
+    fn of_lines(lines: &[Vec<u8>], id: &str) -> Result<Self> {
         let mounts = mounts()?;
         for mount in &mounts {
             for line in lines {
                 let (Some((_, path)), Some(controllers)) =
-                    (container_in(line, id), line.split(':').nth(1))
+                    (container_in(line, id), controllers_of(line))
                 else {
                     continue;
                 };
-                let below = Path::new(path).strip_prefix(&mount.root).ok();
+                let below = path.strip_prefix(&mount.root).ok();
                 let folder = below.map(|below| mount.point.join(below));
                 match folder {
                     Some(folder)
@@ -126,6 +129,10 @@ impl Cgroup {
                 }
             }
         }
+        let lines: Vec<_> = lines
+            .iter()
+            .map(|line| String::from_utf8_lossy(line))
+            .collect();
         bail!("its cgroups are not mounted here: {}", lines.join(", "))
     }
 
@@ -134,7 +141,7 @@ impl Cgroup {
         let mut members = BTreeSet::new();
         let mut folders = vec![self.folder.clone()];
         while let Some(folder) = folders.pop() {
-            let text = fs::read_to_string(folder.join("cgroup.procs")).unwrap_or_default();
+            let text = proc::text(folder.join("cgroup.procs")).unwrap_or_default();
             // those of other pid namespaces are listed as 0
             let pids = text.lines().filter_map(|line| line.parse().ok());
             members.extend(pids.filter(|&pid: &u32| pid != 0));
@@ -174,39 +181,51 @@ impl Cgroup {
 
 /// The container's id that begins with `id` in a line of /proc/PID/cgroup, and the path up to there. Ids stand alone
 /// (Docker, cgroup version 1) or between a runtime's name and `.scope` (systemd), as 64 hexadecimal digits.
-fn container_in<'a>(line: &'a str, id: &str) -> Option<(&'a str, &'a str)> {
-    let path = line.splitn(3, ':').nth(2)?;
+fn container_in<'a>(line: &'a [u8], id: &str) -> Option<(&'a str, &'a Path)> {
+    let path = line.splitn(3, |byte| *byte == b':').nth(2)?;
     let mut end = 0;
-    for part in path.split_inclusive('/') {
+    for part in path.split(|byte| *byte == b'/') {
         end += part.len();
-        let name = part.trim_end_matches('/');
-        let name = name.strip_suffix(".scope").unwrap_or(name);
-        let container = name.rsplit(['-', ':']).next().unwrap_or(name);
-        let whole =
-            container.len() == ID_DIGITS && container.bytes().all(|byte| byte.is_ascii_hexdigit());
-        if whole && container.starts_with(id) {
-            return Some((container, path[..end].trim_end_matches('/')));
+        let name = part.strip_suffix(b".scope").unwrap_or(part);
+        let container = name.rsplit(|byte| matches!(byte, b'-' | b':')).next();
+        let container = container.and_then(|digits| str::from_utf8(digits).ok());
+        let whole = container.filter(|digits| {
+            digits.len() == ID_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+        });
+        if let Some(container) = whole.filter(|container| container.starts_with(id)) {
+            return Some((container, Path::new(OsStr::from_bytes(&path[..end]))));
         }
+        end += 1;
     }
     None
 }
 
+/// The controllers of the hierarchy that a line of /proc/PID/cgroup is about.
+fn controllers_of(line: &[u8]) -> Option<&str> {
+    let controllers = line.split(|byte| *byte == b':').nth(1)?;
+    str::from_utf8(controllers).ok()
+}
+
 /// All mounted hierarchies, that of version 2 first.
 fn mounts() -> Result<Vec<Mount>> {
-    let text = fs::read_to_string(MOUNTS).with_context(|| format!("failed to read {MOUNTS}"))?;
-    let mut mounts: Vec<Mount> = text.lines().filter_map(parse_mount).collect();
+    let text = fs::read(MOUNTS).with_context(|| format!("failed to read {MOUNTS}"))?;
+    let mut mounts: Vec<Mount> = text
+        .split(|byte| *byte == b'\n')
+        .filter_map(parse_mount)
+        .collect();
     mounts.sort_by_key(|mount| !mount.controllers.is_empty());
     Ok(mounts)
 }
 
 /// Reads a line of mountinfo, as proc(5) describes it; none for what is no cgroup's.
-fn parse_mount(line: &str) -> Option<Mount> {
-    let (mount, filesystem) = line.split_once(" - ")?;
-    let mut filesystem = filesystem.split(' ');
-    let kind = filesystem.next()?;
-    let options = filesystem.nth(1)?;
-    let mut fields = mount.split(' ').skip(3);
-    let (root, point) = (fields.next()?.into(), fields.next()?.into());
+fn parse_mount(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|byte| *byte == b' ');
+    let path = |shown| proc::path(shown, b" \t\n\\");
+    let (root, point) = (path(fields.nth(3)?), path(fields.next()?));
+    // optional fields come between, and end with a dash
+    fields.by_ref().find(|field| *field == b"-")?;
+    let kind = str::from_utf8(fields.next()?).ok()?;
+    let options = str::from_utf8(fields.nth(1)?).ok()?;
     let controllers = match kind {
         "cgroup2" => String::new(),
         "cgroup" => {
@@ -258,26 +277,30 @@ mod tests {
                 format!("/system.slice/containerd.service/kubepods-pod1.slice:cri-containerd:{id}"),
             ),
         ] {
-            let found = container_in(&line, "0123456789ab");
-            assert_eq!(found, Some((id.as_str(), path.as_str())), "{line}");
-            assert_eq!(container_in(&line, "123"), None);
+            let found = container_in(line.as_bytes(), "0123456789ab");
+            assert_eq!(
+                found,
+                Some((id.as_str(), Path::new(path.as_str()))),
+                "{line}"
+            );
+            assert_eq!(container_in(line.as_bytes(), "123"), None);
         }
-        assert_eq!(container_in("0::/user.slice/abc", "abc"), None);
-        assert_eq!(container_in("garbage", "a"), None);
+        assert_eq!(container_in(b"0::/user.slice/abc", "abc"), None);
+        assert_eq!(container_in(b"garbage", "a"), None);
     }
 
     #[test]
     fn mounts_of_both_versions_are_read() {
         let line = "31 24 0:27 / /sys/fs/cgroup/cpu,cpuacct rw,nosuid shared:9 - cgroup cgroup rw,cpu,cpuacct";
-        let mount = parse_mount(line).unwrap();
+        let mount = parse_mount(line.as_bytes()).unwrap();
         assert_eq!(mount.point, Path::new("/sys/fs/cgroup/cpu,cpuacct"));
         assert_eq!(mount.controllers, "cpu,cpuacct");
         let line =
             "30 24 0:26 /docker/1 /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate";
-        let mount = parse_mount(line).unwrap();
+        let mount = parse_mount(line.as_bytes()).unwrap();
         assert_eq!(mount.root, Path::new("/docker/1"));
         assert_eq!(mount.controllers, "");
-        assert_eq!(parse_mount("30 24 0:26 / / rw - ext4 /dev/sda rw"), None);
-        assert_eq!(parse_mount("nonsense"), None);
+        assert_eq!(parse_mount(b"30 24 0:26 / / rw - ext4 /dev/sda rw"), None);
+        assert_eq!(parse_mount(b"nonsense"), None);
     }
 }

@@ -2,7 +2,6 @@
 //! They come even when the process is gone before anybody could look at its /proc.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io;
 use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -14,6 +13,7 @@ use perf_event::events::Software;
 use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
 use super::mappings::MappingRecord;
+use super::proc;
 
 /// Bytes of ring buffer per CPU: about a thousand announcements, of which each exec makes a few.
 const RING_BYTES: usize = 128 * 1024;
@@ -204,7 +204,7 @@ fn open_ring(cpu: usize, lives: bool) -> io::Result<Sampler> {
 /// Reads the list of CPUs, such as `0-3,8`.
 fn online_cpus() -> Result<Vec<usize>> {
     let path = "/sys/devices/system/cpu/online";
-    let list = fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?;
+    let list = proc::text(path).with_context(|| format!("failed to read {path}"))?;
     parse_cpus(list.trim()).with_context(|| format!("failed to understand {path}: {list}"))
 }
 

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use super::vdso;
+use super::{proc, vdso};
 
 /// A file that holds code, kept open so that its name may go.
 #[derive(Debug)]
@@ -112,11 +112,12 @@ impl Mappings {
     /// # Errors
     /// Fails when /proc/PID/maps can't be read.
     pub fn read(&mut self, pid: u32) -> Result<()> {
-        let path = format!("/proc/{pid}/maps");
-        let file = File::open(&path).with_context(|| format!("failed to open {path}"))?;
+        let path = proc::folder(pid).join("maps");
+        let shown = path.display();
+        let file = File::open(&path).with_context(|| format!("failed to open {shown}"))?;
         let mut mapped = Vec::new();
-        for line in BufReader::new(file).lines() {
-            let line = line.with_context(|| format!("failed to read {path}"))?;
+        for line in BufReader::new(file).split(b'\n') {
+            let line = line.with_context(|| format!("failed to read {shown}"))?;
             if let Some(record) = parse_maps_line(&line) {
                 mapped.push((record.range.clone(), record.inode));
                 self.add(pid, record);
@@ -335,11 +336,11 @@ fn open_object(id: usize, pid: u32, record: &MappingRecord) -> ObjectFile {
         return object;
     }
     let Range { start, end } = record.range;
-    let path = record.path.display();
+    let rooted = record.path.strip_prefix("/").unwrap_or(&record.path);
     let names = [
         // works for deleted files too, but only while the process lives, and with privilege
         PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}")),
-        PathBuf::from(format!("/proc/{pid}/root{path}")),
+        proc::folder(pid).join("root").join(rooted),
         record.path.clone(),
     ];
     for name in names {
@@ -360,14 +361,19 @@ fn open_object(id: usize, pid: u32, record: &MappingRecord) -> ObjectFile {
 }
 
 /// Reads one line of /proc/PID/maps; none when it maps no code.
-fn parse_maps_line(line: &str) -> Option<MappingRecord> {
-    let mut fields = line.splitn(6, ' ');
+fn parse_maps_line(line: &[u8]) -> Option<MappingRecord> {
+    let mut parts = line.splitn(6, |byte| *byte == b' ');
+    let mut fields = parts
+        .by_ref()
+        .take(5)
+        .map(str::from_utf8)
+        .map_while(Result::ok);
     let (start, end) = fields.next()?.split_once('-')?;
     let permissions = fields.next()?;
     let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
     let (major, minor) = fields.next()?.split_once(':')?;
     let inode = fields.next()?.parse().ok()?;
-    let path = fields.next().unwrap_or("").trim_start();
+    let path = parts.next().unwrap_or_default().trim_ascii_start();
     if permissions.as_bytes().get(2) != Some(&b'x') {
         return None;
     }
@@ -378,7 +384,7 @@ fn parse_maps_line(line: &str) -> Option<MappingRecord> {
         offset,
         device: rustix::fs::makedev(major, minor),
         inode,
-        path: PathBuf::from(path.strip_suffix(" (deleted)").unwrap_or(path)),
+        path: proc::path(path.strip_suffix(b" (deleted)").unwrap_or(path), b"\n"),
         since_ns: 0,
     })
 }
@@ -386,6 +392,7 @@ fn parse_maps_line(line: &str) -> Option<MappingRecord> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::os::unix::ffi::OsStrExt as _;
     use std::path::Path;
 
     use super::*;
@@ -404,12 +411,19 @@ mod tests {
     #[test]
     fn a_line_of_maps_is_understood() {
         let line = "7f0a-7f0f r-xp 00026000 fe:01 1234                       /lib/a b.so (deleted)";
-        let record = parse_maps_line(line).unwrap();
+        let record = parse_maps_line(line.as_bytes()).unwrap();
         assert_eq!(record.range, 0x7f0a..0x7f0f);
         assert_eq!(record.offset, 0x26000);
         assert_eq!(record.inode, 1234);
         assert_eq!(record.device, rustix::fs::makedev(0xfe, 1));
         assert_eq!(record.path, Path::new("/lib/a b.so"));
+    }
+
+    #[test]
+    fn a_name_that_is_no_utf_8_stays_what_it_is() {
+        let line = b"7f0a-7f0f r-xp 00026000 fe:01 1234 /lib/caf\xe9\\012.so";
+        let record = parse_maps_line(line).unwrap();
+        assert_eq!(record.path.as_os_str().as_bytes(), b"/lib/caf\xe9\n.so");
     }
 
     #[test]
@@ -421,7 +435,7 @@ mod tests {
             "0-1 r-xp zz 0:0 0 /a",
             "1 r-xp",
         ] {
-            assert!(parse_maps_line(line).is_none(), "{line}");
+            assert!(parse_maps_line(line.as_bytes()).is_none(), "{line}");
         }
     }
 

@@ -1,14 +1,17 @@
 //! How much memory a process takes, and how much it can still take before it meets a limit.
 //! Reads /proc and /sys only; what the figures mean is judged elsewhere.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
+use super::proc;
 use crate::recording::model::{Headroom, Limit};
 
 /// The resident memory of a process in bytes; `None` when it has ended.
 pub fn resident_bytes(pid: u32) -> Option<u64> {
-    let statm = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;
+    let statm = proc::text(proc::folder(pid).join("statm")).ok()?;
     // One that has ended but was not waited for has none.
     let pages: u64 = statm
         .split_whitespace()
@@ -22,9 +25,9 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
 /// What a process can still take: up to its cgroup's limit or one above it, or the machine's available memory,
 /// whichever comes first.
 pub fn headroom(pid: u32) -> Option<Headroom> {
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let cgroups = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let limited = cgroup_headroom(&cgroups, Path::new("/sys/fs/cgroup"));
-    let available = available_bytes(&fs::read_to_string("/proc/meminfo").unwrap_or_default());
+    let available = available_bytes(&proc::text("/proc/meminfo").unwrap_or_default());
     let limited = limited.map(|bytes| Headroom {
         bytes,
         limit: Limit::Cgroup,
@@ -42,8 +45,8 @@ pub fn headroom(pid: u32) -> Option<Headroom> {
 /// Allocations of more bytes than this can fail in a process; up to it they don't, short of a machine that is out of
 /// memory, where the kernel ends processes instead.
 pub fn surely_allocatable(pid: u32) -> u64 {
-    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).unwrap_or_default();
-    let overcommit = fs::read_to_string("/proc/sys/vm/overcommit_memory").unwrap_or_default();
+    let limits = proc::text(format!("/proc/{pid}/limits")).unwrap_or_default();
+    let overcommit = proc::text("/proc/sys/vm/overcommit_memory").unwrap_or_default();
     // a limit can be reached by the smallest allocation, and so can strict accounting
     if has_limit(&limits, "Max address space")
         || has_limit(&limits, "Max data size")
@@ -66,19 +69,19 @@ fn has_limit(limits: &str, name: &str) -> bool {
 }
 
 /// The least that any cgroup of the process leaves it. `cgroups` is the text of /proc/PID/cgroup.
-fn cgroup_headroom(cgroups: &str, root: &Path) -> Option<u64> {
+fn cgroup_headroom(cgroups: &[u8], root: &Path) -> Option<u64> {
     cgroups
-        .lines()
+        .split(|byte| *byte == b'\n')
         .filter_map(|line| memory_folder(line, root))
         .flat_map(|(top, path)| levels(&top, &path))
         .min()
 }
 
 /// Where a line of /proc/PID/cgroup has memory limits, if it does: the hierarchy's top, and the path below it.
-fn memory_folder(line: &str, root: &Path) -> Option<(PathBuf, PathBuf)> {
-    let (_, rest) = line.split_once(':')?;
-    let (controllers, path) = rest.split_once(':')?;
-    let below = PathBuf::from(path.strip_prefix('/')?);
+fn memory_folder(line: &[u8], root: &Path) -> Option<(PathBuf, PathBuf)> {
+    let mut fields = line.splitn(3, |byte| *byte == b':').skip(1);
+    let (controllers, path) = (str::from_utf8(fields.next()?).ok()?, fields.next()?);
+    let below = PathBuf::from(OsStr::from_bytes(path.strip_prefix(b"/")?));
     match controllers {
         // Version 2 has one hierarchy, which systemd's hybrid mode puts aside.
         "" => Some((root.to_path_buf(), below)),
@@ -104,7 +107,7 @@ fn left(folder: &Path) -> Option<u64> {
     let number = |names: [&str; 2]| -> Option<u64> {
         let text = names
             .iter()
-            .find_map(|name| fs::read_to_string(folder.join(name)).ok())?;
+            .find_map(|name| proc::text(folder.join(name)).ok())?;
         // "max" is no limit.
         text.trim().parse().ok()
     };
@@ -144,21 +147,21 @@ mod tests {
             "a/b",
             &[("memory.max", "max\n"), ("memory.current", "10\n")],
         );
-        assert_eq!(cgroup_headroom("0::/a/b\n", root), None);
+        assert_eq!(cgroup_headroom(b"0::/a/b\n", root), None);
         cgroup(
             root,
             "a",
             &[("memory.max", "1000\n"), ("memory.current", "400\n")],
         );
-        assert_eq!(cgroup_headroom("0::/a/b\n", root), Some(600));
+        assert_eq!(cgroup_headroom(b"0::/a/b\n", root), Some(600));
         cgroup(
             root,
             "a/b",
             &[("memory.max", "50\n"), ("memory.current", "70\n")],
         );
-        assert_eq!(cgroup_headroom("0::/a/b\n", root), Some(0));
-        assert_eq!(cgroup_headroom("", root), None);
-        assert_eq!(cgroup_headroom("garbage\n1:x\n", root), None);
+        assert_eq!(cgroup_headroom(b"0::/a/b\n", root), Some(0));
+        assert_eq!(cgroup_headroom(b"", root), None);
+        assert_eq!(cgroup_headroom(b"garbage\n1:x\n", root), None);
     }
 
     #[test]
@@ -171,7 +174,7 @@ mod tests {
             ("memory.usage_in_bytes", "10\n"),
         ];
         cgroup(root, "memory/x", &files);
-        assert_eq!(cgroup_headroom(lines, root), None);
+        assert_eq!(cgroup_headroom(lines.as_bytes(), root), None);
         cgroup(
             root,
             "memory/x",
@@ -180,7 +183,7 @@ mod tests {
                 ("memory.usage_in_bytes", "10\n"),
             ],
         );
-        assert_eq!(cgroup_headroom(lines, root), Some(80));
+        assert_eq!(cgroup_headroom(lines.as_bytes(), root), Some(80));
     }
 
     #[test]

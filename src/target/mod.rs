@@ -8,6 +8,7 @@ mod mapping_events;
 mod mappings;
 pub mod memory;
 mod names;
+pub mod proc;
 mod process;
 mod vdso;
 

@@ -2,13 +2,17 @@
 //! Its memory map is read in `mappings`.
 
 use std::fs;
-use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+
+use super::proc;
+
+/// What the kernel's own threads have among their flags, from its `sched.h`.
+const PF_KTHREAD: u32 = 0x0020_0000;
 
 /// A process, held by a pidfd so that its number can't come to mean another one.
 pub struct Process {
@@ -62,12 +66,17 @@ impl Process {
         matches!(poll(&mut fds, Some(&Timespec::default())), Ok(ready) if ready > 0)
     }
 
+    /// Whether its first thread has ended, though others go on.
+    pub fn first_thread_ended(&self) -> bool {
+        proc::folder(self.pid) != proc::own_folder(self.pid)
+    }
+
     /// Whether any of its threads filters system calls (seccomp).
     pub fn filters_system_calls(&self) -> bool {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid));
         let mut tasks = tasks.into_iter().flatten().flatten();
         tasks.any(|task| {
-            let status = fs::read_to_string(task.path().join("status")).unwrap_or_default();
+            let status = proc::text(task.path().join("status")).unwrap_or_default();
             let mode = status
                 .lines()
                 .find_map(|line| line.strip_prefix("Seccomp:"));
@@ -103,9 +112,8 @@ pub fn running() -> Vec<u32> {
 
 /// What a process is called: at most 15 bytes; none when it has ended.
 pub fn name(pid: u32) -> Option<String> {
-    let name = fs::read(format!("/proc/{pid}/comm")).ok()?;
-    let name = name.strip_suffix(b"\n").unwrap_or(&name);
-    Some(String::from_utf8_lossy(name).into_owned())
+    let name = proc::text(format!("/proc/{pid}/comm")).ok()?;
+    Some(name.strip_suffix('\n').unwrap_or(&name).to_owned())
 }
 
 /// Children, their children and so on.
@@ -129,7 +137,7 @@ pub fn descendants(pids: &[u32]) -> Vec<u32> {
 }
 
 fn status_field(pid: u32, field: &str) -> Option<String> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let status = proc::text(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     Some(line.strip_prefix(':')?.trim().to_string())
 }
@@ -138,9 +146,13 @@ fn thread_group(pid: u32) -> Option<u32> {
     status_field(pid, "Tgid")?.parse().ok()
 }
 
-/// Threads of the kernel have no memory of their own, and no executable.
+/// The kernel's own threads are marked as such, and have no memory that could tell.
 pub fn is_kernel_thread(pid: u32) -> bool {
-    let no_memory = status_field(pid, "VmSize").is_none();
-    let executable = fs::read_link(format!("/proc/{pid}/exe"));
-    no_memory && matches!(executable, Err(error) if error.kind() == ErrorKind::NotFound)
+    let stat = proc::text(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // the second field is a name in parentheses that can hold anything
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    let flags = fields.split_ascii_whitespace().nth(6);
+    flags
+        .and_then(|flags| flags.parse::<u32>().ok())
+        .is_some_and(|flags| flags & PF_KTHREAD != 0)
 }

@@ -1,11 +1,13 @@
 //! The vDSO: the code that the kernel maps into every process, which is no file's.
 //! Reads this process's own, which is the same in all of them; knows nothing of symbols.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{MemfdFlags, memfd_create};
+
+use super::proc;
 
 /// How it is called where mappings are listed.
 pub const NAME: &str = "[vdso]";
@@ -15,7 +17,7 @@ pub const NAME: &str = "[vdso]";
 /// # Errors
 /// When this process has none, or no memory for the file.
 pub fn open() -> io::Result<File> {
-    let maps = fs::read_to_string("/proc/self/maps")?;
+    let maps = proc::text("/proc/self/maps")?;
     let (begin, end) = range(&maps).ok_or(io::ErrorKind::NotFound)?;
     let length = usize::try_from(end - begin).map_err(io::Error::other)?;
     let mut image = vec![0; length];

@@ -9,6 +9,8 @@ use anyhow::{Context as _, Result, bail};
 use libbpf_rs::btf::{Btf, types};
 use rustix::thread::{CapabilitySet, capabilities};
 
+use crate::target::proc;
+
 /// Inode of the initial pid namespace: the kernel's PROC_PID_INIT_INO.
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
@@ -132,7 +134,7 @@ pub fn tells_caches() -> Result<bool> {
 /// Fails when /proc/zoneinfo can't be read.
 pub fn page_frames() -> Result<u64> {
     let path = "/proc/zoneinfo";
-    let text = fs::read_to_string(path).with_context(|| format!("failed to read {path}"))?;
+    let text = proc::text(path).with_context(|| format!("failed to read {path}"))?;
     Ok(frames_of_zones(&text))
 }
 

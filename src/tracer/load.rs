@@ -125,6 +125,7 @@ fn configure(
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;
     rodata.trace_kernel = config.kernel.is_some();
+    rodata.only_tgid = config.only.unwrap_or(0);
     rodata.own_tgid = std::process::id();
     rodata.pid_namespace = kernel::pid_namespace()?;
     if let Some(events) = &config.kernel {

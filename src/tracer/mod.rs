@@ -80,6 +80,8 @@ pub struct Config {
     pub unwind: Unwind,
     /// Programs are traced while they start.
     pub from_start: bool,
+    /// The one process to trace, where the kernel can't keep probes to it.
+    pub only: Option<u32>,
     /// Trace more processes than one: those that are added, and these.
     pub processes: Option<ProcessFilter>,
     /// Trace the kernel's own allocators, and no process.

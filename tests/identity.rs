@@ -1,0 +1,101 @@
+//! Who a process is, and what the kernel says of it: names that are no text, first threads that have ended, lists of ids.
+//! Whose block is whose among several processes is checked in processes.rs.
+
+mod common;
+
+use std::process::Command;
+
+use common::memleak::{self, ALL_STACKS, NEVER, finish_well, last_report};
+use common::report::Held;
+use common::{fixture, require_root};
+
+/// Attaches to a fixture and lets it leak once. Gives what is reported of `function`.
+fn leaked_once(options: &[&str], program: &str, arguments: &[&str], function: &str) -> Held {
+    let mut target = memleak::ready(&fixture::c(program), arguments);
+    let options = [options, &["-T", ALL_STACKS]].concat();
+    let tracer = memleak::attach(target.pid(), &options, NEVER);
+    target.send_line();
+    target.expect("done");
+    finish_well(target);
+    last_report(&finish_well(tracer)).made_in(function)
+}
+
+#[test]
+fn names_that_are_no_utf_8_stand_in_nobodys_way() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().to_str().expect("UTF-8");
+    for options in [&[][..], &["-f"]] {
+        let held = leaked_once(options, "odd_names", &[path], "leak_under_odd_names");
+        assert_eq!(held, Held::each(1, 3003), "{options:?}");
+    }
+}
+
+#[test]
+fn a_process_whose_first_thread_has_ended_is_traced() {
+    require_root();
+    for options in [&[][..], &["-f"]] {
+        let held = leaked_once(options, "main_thread_ends", &[], "leak_in_another_thread");
+        assert_eq!(held, Held::each(1, 4567), "{options:?}");
+    }
+}
+
+/// Where nobody else can be taken for the process, others that map the same library are left alone.
+#[test]
+fn beside_a_process_whose_first_thread_has_ended_nobody_is_traced() {
+    require_root();
+    let mut bystander = memleak::ready(&fixture::c("on_demand"), &["1111"]);
+    let target = memleak::ready(&fixture::c("main_thread_ends"), &[]);
+    let tracer = memleak::attach(target.pid(), &["-T", ALL_STACKS], NEVER);
+    bystander.send_line();
+    bystander.expect("done");
+    finish_well(bystander);
+    finish_well(target);
+    let report = last_report(&finish_well(tracer));
+    assert_eq!(report.total(), Held::default(), "{report:#?}");
+}
+
+/// `memleak -p $(pidof NAME)` gives a list whose second id stands where the interval does.
+#[test]
+fn a_second_process_id_is_not_taken_for_an_interval() {
+    require_root();
+    let program = fixture::c("on_demand");
+    let two = [(); 2].map(|()| memleak::ready(&program, &["7"]));
+    let [one, other] = [&two[0], &two[1]].map(|process| process.pid().to_string());
+    for arguments in [vec!["-p", &one, &other], vec!["-p", &one, &other, "1", "2"]] {
+        let finished = memleak::run(arguments);
+        assert!(
+            matches!(finished.status.code(), Some(1 | 2)),
+            "{finished:#?}"
+        );
+        let [line] = &finished.stderr[..] else {
+            panic!("{finished:#?}");
+        };
+        assert!(line.contains("-p ") && line.contains(','), "{finished:#?}");
+    }
+    let listed = memleak::run(["-p", &format!("{one} {other}"), "0.1", "1"]);
+    let attached = format!("pids {}", [one, other].join(", "));
+    assert!(
+        listed.stdout.iter().any(|line| line.contains(&attached)),
+        "{listed:#?}"
+    );
+}
+
+/// The interval may be a process's number, if it is not the next of a list.
+#[test]
+fn an_interval_that_is_some_other_process_is_an_interval() {
+    require_root();
+    let target = memleak::ready(&fixture::c("on_demand"), &["7"]);
+    let mut sleeper = Command::new("sleep")
+        .arg("600")
+        .spawn()
+        .expect("sleep runs");
+    let tracer = memleak::attach(target.pid(), &[], &sleeper.id().to_string());
+    finish_well(target);
+    let finished = finish_well(tracer);
+    sleeper.kill().expect("sleep can be ended");
+    sleeper.wait().expect("sleep can be waited for");
+    let hint = format!(",{}", sleeper.id());
+    let told = finished.stderr.iter().any(|line| line.contains(&hint));
+    assert_eq!(told, sleeper.id() >= 600, "{finished:#?}");
+}
