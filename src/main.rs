@@ -10,6 +10,7 @@ mod options;
 mod output;
 mod probes;
 mod publish;
+mod reader;
 mod recording;
 mod report;
 mod session;
@@ -32,6 +33,9 @@ use stderr::say;
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(status) = reader::serve_if_asked() {
+        return status;
+    }
     let arguments = match cli::Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => return usage_error(&error),

@@ -149,6 +149,8 @@ pub struct Losses {
     pub processes: u64,
     /// Events of the kernel that came while the program for them was at work already, in an interrupt of it.
     pub events: u64,
+    /// Files of which not all is known, because reading them took too much or ended the process that did it.
+    pub files: u64,
     /// Stacks that end before their outermost frame.
     pub cut: CutStacks,
 }

@@ -1,45 +1,49 @@
-//! From addresses to frames with names, by way of the mappings that were there. The only user of blazesym.
+//! From addresses to frames with names, by way of the mappings that were there. What is in files is read by the reader.
 //! Each place in a file is looked up once, however often reports show it.
 
 mod debug_files;
+mod demangle;
+mod facts;
 mod kernel;
 mod perf_map;
+mod places;
 mod separate;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
 
 use anyhow::Result;
-use blazesym::helper::read_elf_build_id;
-use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{CodeInfo, Input, Sym, Symbolized, Symbolizer as Resolver};
 
 pub use debug_files::DebugFiles;
+pub use facts::{Facts, checksum, facts};
 pub use kernel::KernelSymbols;
+pub use places::{NamedPlace, Namer, Places};
 
-use debug_files::{Segment, segments};
 use perf_map::PerfMap;
+use places::Named;
 use separate::Folders;
 
 use crate::options::Naming;
+use crate::reader;
 use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::Stack;
-use crate::target::{Mappings, ObjectFile};
+use crate::target::{Mapping, Mappings, ObjectFile};
 
-/// Where blazesym follows links in debug information itself.
-const DEBUG_FOLDERS: [&str; 2] = ["/usr/lib/debug", "/lib/debug"];
+/// Places that are looked up with one request.
+const MOST_PLACES: usize = 256;
 
 /// The module of code that a process has generated.
 const GENERATED: &str = "[jit]";
 
 /// Resolves the addresses of processes, and remembers.
 pub struct Symbolizer {
-    resolver: Resolver,
-    /// Those that the user names.
+    /// The folders with debug information that the user names.
     named_dirs: Vec<PathBuf>,
-    debug_dirs: Vec<PathBuf>,
     inlines: bool,
     /// What is below the folders that the user names.
     debug_files: Vec<DebugFiles>,
@@ -61,9 +65,8 @@ struct Process {
 struct KnownModule {
     module: Arc<Module>,
     path: Option<PathBuf>,
+    /// Files with its debug information.
     debug: Vec<PathBuf>,
-    /// Where offsets in the file are in its address space, for the files in `debug` know addresses only.
-    segments: Vec<Segment>,
     places: HashMap<u64, Place>,
 }
 
@@ -87,12 +90,8 @@ impl Symbolizer {
             .iter()
             .map(|folder| DebugFiles::below(folder))
             .collect::<Result<_>>()?;
-        let usual = DEBUG_FOLDERS.iter().map(PathBuf::from);
-        let debug_dirs: Vec<PathBuf> = naming.debug_dirs.iter().cloned().chain(usual).collect();
         Ok(Self {
-            resolver: resolver(&debug_dirs, !naming.no_inlines),
             named_dirs: naming.debug_dirs.clone(),
-            debug_dirs,
             inlines: !naming.no_inlines,
             processes: HashMap::new(),
             generated_module: Arc::new(Module {
@@ -135,8 +134,8 @@ impl Symbolizer {
     /// when there is none.
     pub fn debug_file(&self, pid: u32, file: &Path, known_as: &Path) -> Option<PathBuf> {
         let folders = &self.processes.get(&pid)?.folders;
-        let build_id = read_elf_build_id(file).ok().flatten();
-        folders.find(file, known_as, build_id.as_deref())
+        let facts = reader::facts(&File::open(file).ok()?)?;
+        folders.find(&facts, known_as)
     }
 
     /// Names of generated code are to be read again.
@@ -149,7 +148,7 @@ impl Symbolizer {
     /// Lets go of the files that were read, which take megabytes. What was found in them is remembered, so a report that
     /// shows the same stacks again needs none of them.
     pub fn rest(&mut self) {
-        self.resolver = resolver(&self.debug_dirs, self.inlines);
+        reader::rest();
     }
 
     /// Names the frames of a process's stack, given as return addresses, which was captured at a time in ns of
@@ -166,10 +165,45 @@ impl Symbolizer {
         {
             process.generated.refresh();
         }
+        self.look_up(mappings, pid, stack, at_ns);
         stack
             .iter()
             .filter_map(|address| self.frame(mappings, pid, *address, at_ns))
             .collect()
+    }
+
+    /// Looks up the places of a stack that are not known yet, with one request for each file.
+    fn look_up(&mut self, mappings: &Mappings, pid: u32, stack: &Stack, at_ns: u64) {
+        let mut wanted: BTreeMap<usize, (&Mapping, Vec<u64>)> = BTreeMap::new();
+        for address in stack.iter() {
+            let call = address.saturating_sub(1);
+            let Some(mapping) = mappings.find(pid, call, at_ns) else {
+                continue;
+            };
+            let offset = mapping.file_offset(call);
+            let known = self.module(pid, mapping);
+            if known.path.is_some() && !known.places.contains_key(&offset) {
+                let (_, offsets) = wanted
+                    .entry(mapping.object.id)
+                    .or_insert_with(|| (mapping, Vec::new()));
+                offsets.push(offset);
+            }
+        }
+        let inlines = self.inlines;
+        for (mapping, mut offsets) in wanted.into_values() {
+            offsets.sort_unstable();
+            offsets.dedup();
+            for offsets in offsets.chunks(MOST_PLACES) {
+                self.module(pid, mapping).look_up(offsets, inlines);
+            }
+        }
+    }
+
+    fn module(&mut self, pid: u32, mapping: &Mapping) -> &mut KnownModule {
+        let folders = self.processes.get(&pid).map(|process| &*process.folders);
+        self.modules
+            .entry(mapping.object.id)
+            .or_insert_with(|| KnownModule::new(&mapping.object, folders, &self.debug_files))
     }
 
     /// None for what is no frame of the program's: the kernel's return probes.
@@ -185,16 +219,8 @@ impl Symbolizer {
         if mapping.object.path.as_os_str() == "[uprobes]" {
             return None;
         }
-        let folders = self.processes.get(&pid).map(|process| &*process.folders);
-        let known = self
-            .modules
-            .entry(mapping.object.id)
-            .or_insert_with(|| KnownModule::new(&mapping.object, folders, &self.debug_files));
         let offset = mapping.file_offset(call);
-        if !known.places.contains_key(&offset) {
-            let place = known.resolve(&self.resolver, offset);
-            known.places.insert(offset, place);
-        }
+        let known = self.module(pid, mapping);
         let place = known.places.get(&offset).cloned().unwrap_or_default();
         let frame = Frame {
             address,
@@ -227,36 +253,23 @@ impl Symbolizer {
     }
 }
 
-fn resolver(debug_dirs: &[PathBuf], inlines: bool) -> Resolver {
-    Resolver::builder()
-        .enable_code_info(true)
-        .enable_inlined_fns(inlines)
-        .enable_demangling(true)
-        .set_debug_dirs(Some(debug_dirs))
-        .build()
-}
-
 impl KnownModule {
     fn new(object: &ObjectFile, folders: Option<&Folders>, debug_files: &[DebugFiles]) -> Self {
         let path = object.openable_path();
-        let build_id = path
+        let facts = path
             .as_ref()
-            .and_then(|path| read_elf_build_id(path).ok().flatten());
-        let build_id = build_id.map(std::borrow::Cow::into_owned);
+            .and_then(|path| reader::facts(&File::open(path).ok()?));
+        let build_id = facts.as_ref().and_then(|facts| facts.build_id.clone());
         let named = build_id.iter().flat_map(|build_id| {
             debug_files
                 .iter()
                 .flat_map(|files| files.paths(build_id))
                 .cloned()
         });
-        let found = path
-            .as_deref()
-            .and_then(|path| folders?.find(path, &object.path, build_id.as_deref()));
+        let found = facts
+            .as_ref()
+            .and_then(|facts| folders?.find(facts, &object.path));
         let debug: Vec<PathBuf> = named.chain(found).collect();
-        let segments = match (&path, debug.is_empty()) {
-            (Some(path), false) => segments(path).unwrap_or_default(),
-            _ => Vec::new(),
-        };
         let module = Module {
             path: match path {
                 // generated code, as /proc/PID/maps and as perf's events name it
@@ -269,73 +282,45 @@ impl KnownModule {
             module: Arc::new(module),
             path,
             debug,
-            segments,
             places: HashMap::new(),
         }
     }
 
-    /// Looks up a place in the file: in debug information that lies apart, in its own, in its symbols. What can't be
+    /// Looks up places in the file: in debug information that lies apart, in its own, in its symbols. What can't be
     /// read, or is damaged, stays unknown.
-    fn resolve(&self, resolver: &Resolver, offset: u64) -> Place {
-        let Some(path) = &self.path else {
-            return Place::default();
-        };
-        let address = self
-            .segments
-            .iter()
-            .find_map(|segment| segment.address_of(offset));
-        let apart = address.and_then(|address| {
-            self.debug
-                .iter()
-                .find_map(|debug| look_up(resolver, Elf::new(debug), Input::VirtOffset(address)))
-        });
-        let mut symbols_only = Elf::new(path);
-        symbols_only.debug_syms = false;
-        apart
-            .or_else(|| look_up(resolver, Elf::new(path), Input::FileOffset(offset)))
-            .or_else(|| look_up(resolver, symbols_only, Input::FileOffset(offset)))
-            .unwrap_or_default()
+    fn look_up(&mut self, offsets: &[u64], inlines: bool) {
+        let own = self.path.iter();
+        let files: Vec<File> = own
+            .chain(&self.debug)
+            .filter_map(|path| File::open(path).ok())
+            .collect();
+        let found = reader::names(&files, Places::at_offsets(offsets.to_vec(), inlines));
+        for (offset, found) in offsets.iter().zip(found) {
+            self.places
+                .insert(*offset, found.map(Place::from).unwrap_or_default());
+        }
     }
 }
 
-fn look_up(resolver: &Resolver, elf: Elf, input: Input<u64>) -> Option<Place> {
-    let plain = Elf {
-        debug_syms: false,
-        ..elf.clone()
-    };
-    let symbol = match resolver.symbolize_single(&Source::Elf(elf), input) {
-        Ok(Symbolized::Sym(symbol)) => symbol,
-        Ok(Symbolized::Unknown(_)) | Err(_) => return None,
-    };
-    let mut place = place(&symbol);
-    // blazesym gives functions that are in several pieces no beginning: the symbol table knows it
-    if symbol.addr == 0
-        && let Ok(Symbolized::Sym(symbol)) = resolver.symbolize_single(&Source::Elf(plain), input)
-    {
-        place.offset = symbol.offset as u64 + 1;
-    }
-    Some(place)
-}
-
-fn place(symbol: &Sym<'_>) -> Place {
-    let function = |name: &str, code: Option<&CodeInfo<'_>>| Function {
-        name: name.to_string(),
-        location: code.map(location),
-    };
-    // blazesym lists them outermost first
-    let inlined = symbol.inlined.iter().rev();
-    Place {
-        function: Some(function(&symbol.name, symbol.code_info.as_deref())),
-        offset: symbol.offset as u64 + 1,
-        inlined: inlined
-            .map(|inlined| function(&inlined.name, inlined.code_info.as_ref()))
-            .collect(),
+impl From<NamedPlace> for Place {
+    fn from(found: NamedPlace) -> Self {
+        Self {
+            function: Some(found.function.into()),
+            // the return address is behind the call
+            offset: found.offset.saturating_add(1),
+            inlined: found.inlined.into_iter().map(Function::from).collect(),
+        }
     }
 }
 
-fn location(code: &CodeInfo<'_>) -> Location {
-    Location {
-        file: code.to_path().into_owned(),
-        line: code.line,
+impl From<Named> for Function {
+    fn from(named: Named) -> Self {
+        Self {
+            name: named.name,
+            location: named.location.map(|(file, line)| Location {
+                file: OsString::from_vec(file).into(),
+                line,
+            }),
+        }
     }
 }

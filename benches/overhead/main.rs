@@ -30,6 +30,13 @@ mod probes {
     pub mod symbols;
 }
 
+/// The caps on what is read.
+#[path = "../../src/reader"]
+#[expect(dead_code, reason = "not all of it is needed here")]
+mod reader {
+    pub mod limits;
+}
+
 /// The tracer's own tables.
 #[path = "../../src/unwind/mod.rs"]
 #[expect(

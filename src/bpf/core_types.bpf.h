@@ -168,6 +168,7 @@ struct task_struct {
 	int tgid;
 	struct uprobe_task *utask;
 	struct task_struct *group_leader;
+	struct task_struct *real_parent;
 	struct pid *thread_pid;
 	struct signal_struct *signal;
 };

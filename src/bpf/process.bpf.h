@@ -122,6 +122,16 @@ static __always_inline bool is_in_cgroup(void)
 	return false;
 }
 
+/* Whether memleak has started a process: to read files for it. */
+static __always_inline bool is_own_child(struct task_struct *task)
+{
+	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
+
+	if (pid_namespace)
+		return number_of(BPF_CORE_READ(parent, group_leader, thread_pid)) == own_tgid;
+	return BPF_CORE_READ(parent, tgid) == own_tgid;
+}
+
 /* The current process has made a task: a thread of its own, or a child before its first instruction. */
 static __always_inline void process_has_forked(struct task_struct *child)
 {
@@ -130,6 +140,8 @@ static __always_inline void process_has_forked(struct task_struct *child)
 	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
 		return;
 	if (!(follow_forks && is_traced(current_task())) && !is_in_cgroup())
+		return;
+	if (is_own_child(child))
 		return;
 	number = BPF_CORE_READ(child, thread_pid);
 	trace_process(pid_namespace ? number_of(number) : BPF_CORE_READ(child, tgid));
@@ -142,7 +154,7 @@ static __always_inline void process_has_executed(void)
 	bool known = bpf_map_lookup_elem(&traced_processes, &tgid);
 	bool wanted = trace_all || name_is_wanted() || is_in_cgroup();
 
-	if (wanted && !known)
+	if (wanted && !known && !is_own_child((struct task_struct *)bpf_get_current_task()))
 		trace_process(tgid);
 	if (known && !wanted && !follow_execs)
 		bpf_map_delete_elem(&traced_processes, &tgid);

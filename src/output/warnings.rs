@@ -68,6 +68,13 @@ pub fn warning(losses: &Losses) -> Option<String> {
                 losses.events
             ),
         ),
+        (
+            losses.files,
+            format!(
+                "{} files not read to their end, some frames may stay unknown or missing",
+                losses.files
+            ),
+        ),
     ];
     let parts: Vec<String> = lost
         .into_iter()

@@ -3,14 +3,14 @@
 
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result, bail};
-use memmap2::Mmap;
-
-use super::symbols::Symbols;
-use super::{OwnFunction, Plan, Probe, Search, plan, plan_own};
+use super::inspect::{Inspection, Question};
+use super::{OwnFunction, Plan, Probe, Search};
+use crate::reader;
+use anyhow::{Context as _, Result, anyhow, bail};
 
 /// The functions to probe in one object.
 #[derive(Clone, Debug)]
@@ -102,20 +102,17 @@ fn add_own(
         None => candidates.to_vec(),
     };
     let place = |candidate: &Candidate| -> Result<Result<Option<Probe>>> {
-        with_symbols(candidate, wanted, |symbols| {
-            let Some(found) = symbols.find(&function.name) else {
-                return Ok(None);
-            };
-            // C's names have no dots
-            if symbols.is_go() && function.name.contains('.') {
-                bail!(
-                    "{}: {} is a Go function: Go moves stacks, which a probed return would not survive",
-                    function.option,
-                    function.name
-                );
-            }
-            Ok(Some(plan_own(symbols, function, &found, wanted.search.at)))
-        })
+        let inspection = inspect(candidate, wanted, std::slice::from_ref(function))?;
+        let found = inspection.own.into_iter().next().flatten();
+        // C's names have no dots
+        if found.is_some() && inspection.is_go && function.name.contains('.') {
+            return Ok(Err(anyhow!(
+                "{}: {} is a Go function: Go moves stacks, which a probed return would not survive",
+                function.option,
+                function.name
+            )));
+        }
+        Ok(Ok(found))
     };
     let mut found = None;
     for candidate in &looked_at {
@@ -163,9 +160,9 @@ fn add_own(
 /// The target's program, if it is written in Go.
 pub fn go_program(candidates: &[Candidate]) -> Option<&Path> {
     let is_go = |candidate: &&Candidate| {
-        map_file(&candidate.path).is_ok_and(|data| {
-            Symbols::parse(&data).is_ok_and(|symbols| symbols.is_go() && symbols.is_program())
-        })
+        let file = File::open(&candidate.path).map_err(|error| error.to_string());
+        let found = file.and_then(|file| reader::functions(&file, None, Question::places(&[])));
+        found.is_ok_and(|found| found.is_go && found.is_program)
     };
     // the program comes first, or nearly so
     let program = candidates.iter().take(2).find(is_go)?;
@@ -232,38 +229,38 @@ struct Looked {
 }
 
 fn look(candidate: &Candidate, wanted: &Wanted<'_>) -> Result<Looked> {
-    let file = candidate.shown.file_name().unwrap_or_default();
-    with_symbols(candidate, wanted, |symbols| Looked {
+    let inspection = inspect(candidate, wanted, &[])?;
+    Ok(Looked {
         object: ObjectPlan {
             path: candidate.path.clone(),
             shown: candidate.shown.clone(),
-            plan: plan(symbols, &file.to_string_lossy(), wanted.search),
+            plan: inspection.plan,
         },
-        bare: symbols.is_stripped() && symbols.is_static_program(),
+        bare: inspection.is_bare,
     })
 }
 
-/// Reads an object's symbols, those of its debug file included, and does something with them.
-fn with_symbols<T>(
-    candidate: &Candidate,
-    wanted: &Wanted<'_>,
-    work: impl FnOnce(&Symbols<'_>) -> T,
-) -> Result<T> {
-    let data = map_file(&candidate.path)?;
-    let debug_data;
-    let mut symbols = Symbols::parse(&data)
-        .with_context(|| format!("failed to read {}", candidate.shown.display()))?;
+/// Has an object's symbols read, those of its debug file included.
+fn inspect(candidate: &Candidate, wanted: &Wanted<'_>, own: &[OwnFunction]) -> Result<Inspection> {
+    let name = candidate.shown.file_name().unwrap_or_default();
+    let question = Question::functions(&name.to_string_lossy(), wanted.search, own);
+    let object = open(&candidate.path)?;
+    let unreadable =
+        |why: String| anyhow!(why).context(format!("failed to read {}", candidate.shown.display()));
+    let found = reader::functions(&object, None, question.clone()).map_err(unreadable)?;
     // of libraries, what they export is enough, and what they don't is much
-    if symbols.is_stripped()
-        && (symbols.is_program() || wanted.object.is_some())
+    if found.is_stripped
+        && (found.is_program || wanted.object.is_some())
         && let Some(path) = (wanted.debug_file)(&candidate.path, &candidate.shown)
     {
-        debug_data = map_file(&path)?;
-        symbols
-            .add_debug_file(&debug_data)
-            .with_context(|| format!("failed to read {}", path.display()))?;
+        let debug = open(&path)?;
+        return reader::functions(&object, Some(debug.as_fd()), question).map_err(unreadable);
     }
-    Ok(work(&symbols))
+    Ok(found)
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::open(path).with_context(|| format!("failed to open {}", path.display()))
 }
 
 /// `c` and `libc.so.6` mean the target's own; everything else is a path.
@@ -292,14 +289,6 @@ fn named_object(object: &Path, candidates: &[Candidate]) -> Candidate {
         file == name || file == library || file.starts_with(&format!("{library}."))
     });
     matching.cloned().unwrap_or(named)
-}
-
-#[allow(unsafe_code)] // mapping is what keeps large objects out of memory
-fn map_file(path: &Path) -> Result<Mmap> {
-    let file = File::open(path).with_context(|| format!("failed to open {}", path.display()))?;
-    // SAFETY: the file is mapped read-only. Should somebody truncate an object that is in use, the target
-    // itself would crash as well.
-    unsafe { Mmap::map(&file) }.with_context(|| format!("failed to map {}", path.display()))
 }
 
 #[cfg(test)]

@@ -1,10 +1,11 @@
 //! Where dynamic linkers tell debuggers that they change what is mapped. What follows from that is decided elsewhere.
 
-use std::fs;
+use std::fs::File;
 use std::path::PathBuf;
 
 use super::discover::Candidate;
-use super::symbols::Symbols;
+use super::inspect::Question;
+use crate::reader;
 
 /// The function that glibc's and musl's linkers call before and after they load or unload libraries.
 const HOOK: &str = "_dl_debug_state";
@@ -20,9 +21,10 @@ pub fn debug_hook(candidates: &[Candidate]) -> Option<(PathBuf, u64)> {
             name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld"))
         })
         .find_map(|candidate| {
-            let data = fs::read(&candidate.path).ok()?;
-            let hook = Symbols::parse(&data).ok()?.find(HOOK)?;
-            Some((candidate.path.clone(), hook.file_offset))
+            let file = File::open(&candidate.path).ok()?;
+            let found = reader::functions(&file, None, Question::places(&[HOOK])).ok()?;
+            let offset = found.places.into_iter().next()??;
+            Some((candidate.path.clone(), offset))
         })
 }
 

@@ -3,6 +3,7 @@
 
 mod discover;
 mod families;
+mod inspect;
 mod linker;
 mod own;
 mod site;
@@ -12,8 +13,11 @@ mod table;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 pub use discover::{Candidate, ObjectPlan, Wanted, discover, go_program};
 pub use families::LIBC;
+pub use inspect::{Inspection, Question, inspect};
 pub use linker::debug_hook;
 pub use own::OwnFunction;
 pub use table::{Operation, Signature};
@@ -23,7 +27,7 @@ use site::{Contract, Site, choose};
 use symbols::{Function, Symbols};
 
 /// A function of an object that is to be probed.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Probe {
     /// Its full name, prefix included.
     pub name: String,
@@ -70,7 +74,7 @@ impl Probe {
 }
 
 /// What an object has of the functions in the table.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
     /// Functions to probe, by place in the file.
     pub probes: Vec<Probe>,
@@ -107,7 +111,7 @@ fn allocate(probes: &[Probe]) -> bool {
 }
 
 /// Where in a function its probe may go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ProbeAt {
     /// Where it costs least.
     Cheapest,
@@ -181,11 +185,17 @@ fn probe(symbols: &Symbols<'_>, member: Member, function: &Function, at: ProbeAt
 }
 
 /// The probe of a function as the user describes it.
-fn plan_own(symbols: &Symbols<'_>, own: &OwnFunction, function: &Function, at: ProbeAt) -> Probe {
+fn plan_own(
+    symbols: &Symbols<'_>,
+    name: &str,
+    signature: Signature,
+    function: &Function,
+    at: ProbeAt,
+) -> Probe {
     let member = Member {
-        name: own.name.clone(),
-        signature: own.signature,
-        allocator: own.name.as_str().into(),
+        name: name.to_owned(),
+        signature,
+        allocator: name.into(),
         expected: true,
         last_resort: false,
     };

@@ -12,6 +12,7 @@ use iced_x86::{
     Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
     OpKind, Register,
 };
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// The registers that carry integer arguments, in order (System V ABI for x86-64).
@@ -55,7 +56,7 @@ impl Contract {
 }
 
 /// Where a probe goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Site {
     /// Distance from the function's first byte, in bytes; zero is the symbol itself.
     pub offset: u64,
@@ -64,7 +65,7 @@ pub struct Site {
 }
 
 /// The reason for a site. Its text completes "probed here because …" for people.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Why {
     /// The first instruction is emulated already.
     First(Emulated),
@@ -79,7 +80,7 @@ pub enum Why {
 }
 
 /// An instruction that the kernel emulates.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Emulated {
     /// `push` of a general register.
     Push,
@@ -94,7 +95,7 @@ pub enum Emulated {
 }
 
 /// What keeps a probe at the symbol.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Obstacle {
     /// The machine is not x86-64.
     Machine,

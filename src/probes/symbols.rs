@@ -11,6 +11,8 @@ use object::read::elf::{
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
+use crate::reader::limits;
+
 type Header = FileHeader64<Endianness>;
 type RawSymbol = elf::Sym64<Endianness>;
 
@@ -251,7 +253,7 @@ impl<'data> Symbols<'data> {
             size: symbol.st_size(endian),
         };
         let is_function = symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(endian);
-        if !is_function || candidate.size == 0 || name.is_empty() {
+        if !is_function || candidate.size == 0 || !(1..=limits::NAME).contains(&name.len()) {
             return;
         }
         let name = runtime_function(name).unwrap_or(name);

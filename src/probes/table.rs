@@ -1,8 +1,10 @@
 //! The functions that are probed, as rows: what each does and which of its arguments say so.
 //! Adding an allocator means adding rows; which of them an object gets is decided in `families`.
 
+use serde::{Deserialize, Serialize};
+
 /// What a function does to memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Operation {
     /// Gives a block.
     Allocate,
@@ -22,7 +24,7 @@ pub enum Operation {
 pub type Argument = u8;
 
 /// How to read a call of one function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Signature {
     /// What the function does.
     pub operation: Operation,

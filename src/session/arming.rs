@@ -12,6 +12,7 @@ use super::wait::monotonic;
 use super::{Session, probing, safety, unwinding, wait};
 use crate::options::{Choice, TargetOption};
 use crate::probes::{Candidate, ObjectPlan};
+use crate::reader;
 use crate::stderr::say;
 use crate::target::{descendants, objects_of_command};
 
@@ -79,7 +80,7 @@ impl Session<'_> {
             let family = [target.pids(), found.clone()].concat();
             found.extend(descendants(&family));
         }
-        found.retain(|pid| !self.processes.contains(*pid) && *pid != std::process::id());
+        found.retain(|pid| !self.processes.contains(*pid) && !reader::is_memleak(*pid));
         for &pid in &found {
             self.add(pid)?;
             // one that has just ended has nothing to be seen

@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::options::{Choice, Options, TargetOption};
+use crate::reader;
 use crate::target::cgroups::Cgroup;
 use crate::target::{Names, is_kernel_thread, name, running};
 use crate::tracer::ProcessFilter;
@@ -103,7 +104,7 @@ impl Chosen {
             let fit = |pid: &u32| name(*pid).is_some_and(|name| self.rules.wants(&name));
             members.extend(running().into_iter().filter(fit));
         }
-        members.remove(&std::process::id());
+        members.retain(|pid| !reader::is_memleak(*pid));
         members.retain(|pid| !is_kernel_thread(*pid));
         members
     }

@@ -27,6 +27,7 @@ use anyhow::Result;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::options::{Options, Sampling, TargetOption};
+use crate::reader;
 use crate::recording::model::Reason;
 use crate::snapshot::WallTime;
 use crate::stderr::say;
@@ -54,6 +55,7 @@ pub fn run(options: &Options) -> Result<u8> {
     }
     traced::check_interval(options)?;
     tracer::check()?;
+    reader::start();
     let interrupts = Interrupts::catch()?;
     let many = options.many_processes();
     if many {

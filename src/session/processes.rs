@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use super::choice::Rules;
 use super::wait::monotonic;
+use crate::reader;
 use crate::report::ProcessEntry;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
@@ -297,7 +298,7 @@ impl Processes {
     ) -> Result<()> {
         let wanted = self.rules.wants(&name);
         if !self.contains(pid) {
-            if self.many && pid != std::process::id() && (wanted || self.rules.cgroups) {
+            if self.many && !reader::is_memleak(pid) && (wanted || self.rules.cgroups) {
                 self.replace(pid, keepers)?;
                 keepers.symbolizer.add(pid, None);
                 self.insert(pid, name, time_ns, wanted);

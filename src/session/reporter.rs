@@ -16,7 +16,7 @@ use crate::analysis::rank;
 use crate::options::Reporting;
 use crate::output::{growth, warning, write_call, write_text};
 use crate::report::{Entry, Frame, ListedAllocation, ProcessEntry, Report};
-use crate::snapshot::{Snapshot, StackId, Usage};
+use crate::snapshot::{Losses, Snapshot, StackId, Usage};
 use crate::stderr::say;
 use crate::trace::Call;
 use crate::tracer::Filter;
@@ -35,6 +35,11 @@ pub trait Names {
     /// Fails when the cache can't be read.
     fn cache(&mut self, _stack: StackId) -> Result<Option<Arc<str>>> {
         Ok(None)
+    }
+
+    /// Files that could not be read to their end so far.
+    fn lost_files(&self) -> u64 {
+        0
     }
 
     /// The allocator that a stack calls, where there are several and it is not the C library's.
@@ -175,7 +180,11 @@ impl<'a> Reporter<'a> {
             total_bytes: ranking.total_bytes,
             total_count: ranking.total_count,
             estimated: snapshot.estimated,
-            losses: snapshot.losses,
+            // names have been read by now
+            losses: Losses {
+                files: names.lost_files(),
+                ..snapshot.losses
+            },
         })
     }
 

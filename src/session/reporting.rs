@@ -12,6 +12,7 @@ use super::processes::Keepers;
 use super::reporter::Names;
 use super::{End, Session, monotonic_ns, unwinding, wall_time};
 use crate::analysis::select::Selection;
+use crate::reader;
 use crate::recording::model::Reason;
 use crate::report::Frame;
 use crate::snapshot::{Snapshot, StackId, Usage};
@@ -196,5 +197,9 @@ impl Names for ProcessNames<'_, '_> {
 
     fn allocator(&mut self, stack: StackId) -> Result<Option<Arc<str>>> {
         self.tracer.allocator(stack)
+    }
+
+    fn lost_files(&self) -> u64 {
+        reader::lost_files()
     }
 }

@@ -7,14 +7,10 @@ use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
-use blazesym::helper::read_elf_build_id;
-use blazesym::symbolize::source::{Elf, Source};
-use blazesym::symbolize::{Input, Symbolized, Symbolizer as Names};
-use object::elf::{FileHeader32, FileHeader64, PT_LOAD};
-use object::read::elf::{FileHeader, ProgramHeader as _};
-use object::{Endianness, FileKind, ReadCache, ReadRef};
 
-use super::place;
+use super::facts::Segment;
+use super::places::Places;
+use crate::reader;
 use crate::recording::resolve::{Place, Resolver};
 
 /// Folders within folders that are looked into.
@@ -22,7 +18,6 @@ const DEEPEST: usize = 32;
 
 /// The ELF files below a folder, by build id.
 pub struct DebugFiles {
-    names: Names,
     builds: HashMap<Vec<u8>, Build>,
 }
 
@@ -31,23 +26,6 @@ pub struct DebugFiles {
 struct Build {
     paths: Vec<PathBuf>,
     segments: Vec<Segment>,
-}
-
-/// A part of a file that is loaded into memory. Files with debug information only have none that holds anything.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Segment {
-    offset: u64,
-    size: u64,
-    address: u64,
-}
-
-impl Segment {
-    pub(super) fn address_of(&self, offset: u64) -> Option<u64> {
-        let inside = offset
-            .checked_sub(self.offset)
-            .filter(|&inside| inside < self.size)?;
-        inside.checked_add(self.address)
-    }
 }
 
 impl DebugFiles {
@@ -63,16 +41,18 @@ impl DebugFiles {
         paths.sort();
         let mut builds: HashMap<Vec<u8>, Build> = HashMap::new();
         for path in paths.into_iter().filter(|path| is_elf(path)) {
-            if let Ok(Some(build_id)) = read_elf_build_id(&path) {
-                let build = builds.entry(build_id.into_owned()).or_default();
-                build.segments.extend(segments(&path).unwrap_or_default());
+            let facts = fs::File::open(&path)
+                .ok()
+                .and_then(|file| reader::facts(&file));
+            if let Some(facts) = facts
+                && let Some(build_id) = facts.build_id
+            {
+                let build = builds.entry(build_id).or_default();
+                build.segments.extend(facts.segments);
                 build.paths.push(path);
             }
         }
-        Ok(DebugFiles {
-            names: Names::new(),
-            builds,
-        })
+        Ok(DebugFiles { builds })
     }
 
     /// The files of a build.
@@ -91,10 +71,18 @@ impl Resolver for DebugFiles {
             .segments
             .iter()
             .find_map(|segment| segment.address_of(call))?;
-        build
+        let files: Vec<fs::File> = build
             .paths
             .iter()
-            .find_map(|path| named(&self.names, path, address))
+            .filter_map(|path| fs::File::open(path).ok())
+            .collect();
+        let found = reader::names(&files, Places::at_addresses(vec![address]));
+        let place = super::Place::from(found.into_iter().next()??);
+        Some(Place {
+            function: place.function?,
+            function_offset: place.offset,
+            inlined: place.inlined,
+        })
     }
 }
 
@@ -118,50 +106,6 @@ fn is_elf(path: &Path) -> bool {
         .and_then(|mut file| file.read_exact(&mut magic))
         .is_ok()
         && magic == *b"\x7fELF"
-}
-
-fn named(names: &Names, path: &Path, address: u64) -> Option<Place> {
-    match names.symbolize_single(&Source::Elf(Elf::new(path)), Input::VirtOffset(address)) {
-        Ok(Symbolized::Sym(symbol)) => {
-            let place = place(&symbol);
-            let (function, function_offset, inlined) =
-                (place.function?, place.offset, place.inlined);
-            Some(Place {
-                function,
-                function_offset,
-                inlined,
-            })
-        }
-        Ok(Symbolized::Unknown(_)) | Err(_) => None,
-    }
-}
-
-/// The loaded parts of an ELF file; `None` when it is damaged.
-pub(super) fn segments(path: &Path) -> Option<Vec<Segment>> {
-    let data = ReadCache::new(fs::File::open(path).ok()?);
-    match FileKind::parse(&data).ok()? {
-        FileKind::Elf64 => loaded::<FileHeader64<Endianness>, _>(&data),
-        FileKind::Elf32 => loaded::<FileHeader32<Endianness>, _>(&data),
-        _ => None,
-    }
-}
-
-fn loaded<'data, Header, R>(data: R) -> Option<Vec<Segment>>
-where
-    Header: FileHeader<Endian = Endianness>,
-    R: ReadRef<'data>,
-{
-    let header = Header::parse(data).ok()?;
-    let endian = header.endian().ok()?;
-    let segments = header.program_headers(endian, data).ok()?.iter();
-    let loaded = segments
-        .filter(|segment| segment.p_type(endian) == PT_LOAD)
-        .map(|segment| Segment {
-            offset: segment.p_offset(endian).into(),
-            size: segment.p_filesz(endian).into(),
-            address: segment.p_vaddr(endian).into(),
-        });
-    Some(loaded.collect())
 }
 
 #[cfg(test)]
@@ -205,7 +149,7 @@ int main(int argc, char **argv) { (void)argv; return outer(argc); }
             .unwrap()
             .address();
         // Where offsets and addresses differ, this would have to be the offset.
-        let segments = segments(&folder.join("a")).unwrap();
+        let segments = super::super::facts::segments(&data).unwrap();
         assert_eq!(
             segments
                 .iter()

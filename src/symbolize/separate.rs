@@ -2,16 +2,14 @@
 //! and in those that the user names. What is in it is not looked at here.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use blazesym::helper::read_elf_build_id;
-use flate2::Crc;
-use object::{Object as _, ReadCache};
 use rustix::fs::OFlags;
 
+use super::facts::Facts;
+use crate::reader;
 use crate::target::proc;
 
 /// The folder for debug information that distributions agree on.
@@ -53,14 +51,19 @@ impl Folders {
         &self.roots
     }
 
-    /// The file with the debug information that `file`, which the target knows by a path, lacks; none when it has its
+    /// The file with the debug information that a file, which the target knows by a path, lacks; none when it has its
     /// own, or when nobody has.
-    pub fn find(&self, file: &Path, known_as: &Path, build_id: Option<&[u8]>) -> Option<PathBuf> {
-        let link = debug_link(file)?;
+    pub fn find(&self, facts: &Facts, known_as: &Path) -> Option<PathBuf> {
+        if facts.has_debug_info {
+            return None;
+        }
+        let build_id = facts.build_id.as_deref();
         let by_build_id = build_id.and_then(|build_id| self.by_build_id(build_id));
         by_build_id.or_else(|| {
-            let (name, checksum) = link?;
-            self.by_link(&name, known_as, checksum)
+            let (name, checksum) = facts.debug_link.as_ref()?;
+            // a name without folders, says the format: anything else could lead anywhere
+            let name = Path::new(std::str::from_utf8(name).ok()?).file_name()?;
+            self.by_link(Path::new(name), known_as, *checksum)
         })
     }
 
@@ -73,8 +76,8 @@ impl Folders {
         let usual = self.roots.iter().map(|root| root.join(DEBUG_FOLDER));
         let folders = self.named.iter().cloned().chain(usual);
         folders.map(|folder| folder.join(&name)).find(|path| {
-            read_elf_build_id(path)
-                .is_ok_and(|found| found.is_some_and(|found| *found == *build_id))
+            let facts = File::open(path).ok().and_then(|file| reader::facts(&file));
+            facts.is_some_and(|facts| facts.build_id.as_deref() == Some(build_id))
         })
     }
 
@@ -94,40 +97,10 @@ impl Folders {
                 apart.join(name),
             ]
         });
-        named
-            .chain(usual)
-            .find(|path| checksum_of(path) == Some(checksum))
-    }
-}
-
-/// The debug link of a file that has no debug information itself: `None` when it has, or is no ELF file,
-/// `Some(None)` when there is no link.
-fn debug_link(file: &Path) -> Option<Option<(PathBuf, u32)>> {
-    let data = ReadCache::new(File::open(file).ok()?);
-    let file = object::File::parse(&data).ok()?;
-    if file.section_by_name(".debug_info").is_some() {
-        return None;
-    }
-    let link = file.gnu_debuglink().ok().flatten();
-    Some(link.and_then(|(name, checksum)| {
-        // a name without folders, says the format: anything else could lead anywhere
-        let name = Path::new(std::str::from_utf8(name).ok()?).file_name()?;
-        Some((PathBuf::from(name), checksum))
-    }))
-}
-
-/// The CRC of a whole file, as debug links carry it.
-fn checksum_of(path: &Path) -> Option<u32> {
-    let mut reader = BufReader::with_capacity(1 << 20, File::open(path).ok()?);
-    let mut checksum = Crc::new();
-    loop {
-        let bytes = reader.fill_buf().ok()?;
-        if bytes.is_empty() {
-            return Some(checksum.sum());
-        }
-        checksum.update(bytes);
-        let length = bytes.len();
-        reader.consume(length);
+        named.chain(usual).find(|path| {
+            let file = File::open(path).ok();
+            file.and_then(|file| reader::checksum(&file)) == Some(checksum)
+        })
     }
 }
 

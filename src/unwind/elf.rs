@@ -8,7 +8,10 @@ use object::elf::{EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Object, ObjectSection, ReadRef};
 
-use super::Error;
+use serde::{Deserialize, Serialize};
+
+use super::{Error, PAGE_SIZE};
+use crate::reader::limits;
 
 /// More executable segments than linkers write; a file with more is made to waste memory.
 const MAX_CODE_SEGMENTS: usize = 64;
@@ -19,7 +22,7 @@ const ADDRESS_SIZE: u8 = 8;
 type Elf<'a, R> = ElfFile64<'a, object::LittleEndian, R>;
 
 /// An executable part of a file. `address − file_offset + vaddr − mapping start` is how a mapping's bias is found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// First address, before any load bias.
     pub vaddr: u64,
@@ -76,6 +79,7 @@ impl<'a> Image<'a> {
             bases = bases.set_got(got.address());
         }
         let eh_frame = section(".eh_frame")
+            .filter(|section| section.size() <= limits::FRAME_SECTION)
             .and_then(|section| {
                 Some(Frames {
                     address: section.address(),
@@ -160,6 +164,11 @@ fn code_segments<'a>(
         })
         .filter(|segment| segment.size > 0)
         .collect();
+    let pages = |segment: &Segment| segment.size / PAGE_SIZE + 1;
+    let pages = segments.iter().map(pages).fold(0, u64::saturating_add);
+    if pages > limits::CODE_PAGES {
+        return Err(Error::Malformed(format!("{pages} pages of code")));
+    }
     if segments.len() > MAX_CODE_SEGMENTS {
         return Err(Error::Malformed(format!(
             "{} executable segments",
@@ -171,8 +180,8 @@ fn code_segments<'a>(
 
 fn uncompressed<'a>(section: &impl ObjectSection<'a>) -> Option<Frames<'a>> {
     let compressed = section.compressed_data().ok()?;
-    if compressed.uncompressed_size > (compressed.data.len() as u64).saturating_mul(MAX_COMPRESSION)
-    {
+    let most = (compressed.data.len() as u64).saturating_mul(MAX_COMPRESSION);
+    if compressed.uncompressed_size > most.min(limits::FRAME_SECTION) {
         return None;
     }
     let bytes = compressed.decompress().ok()?;
@@ -205,6 +214,7 @@ fn eh_frame_by_header<'a, R: ReadRef<'a>>(elf: &Elf<'a, R>, file: R) -> Option<F
         .find_map(|header| {
             let offset = usize::try_from(address.checked_sub(header.p_vaddr(endian))?).ok()?;
             let bytes = header.data(endian, file).ok()?.get(offset..)?;
+            let bytes = &bytes[..bytes.len().min(limits::FRAME_SECTION as usize)];
             (!bytes.is_empty()).then_some(Frames {
                 address,
                 bytes: Cow::Borrowed(bytes),

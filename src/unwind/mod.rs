@@ -11,6 +11,7 @@ use elf::Image;
 pub use elf::Segment;
 use object::ReadRef;
 pub use rule::{Dictionary, Rule};
+use serde::{Deserialize, Serialize};
 pub use walk::{End, Frame, step};
 
 /// Code that one page of a table covers, in bytes.
@@ -51,7 +52,7 @@ struct Change {
 }
 
 /// An executable segment and its pages. Addresses are the file's own (before any load bias).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CodePages {
     /// The part of the file that is executable.
     pub segment: Segment,
@@ -68,7 +69,7 @@ impl CodePages {
 }
 
 /// The unwind rows of one ELF file.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Table {
     /// The executable segments, in the order of the program headers.
     pub code: Vec<CodePages>,
@@ -88,6 +89,26 @@ impl Table {
             .iter()
             .map(|&code| shared.intern(code))
             .collect()
+    }
+
+    /// Whether its parts fit together, which is not to be taken for granted where another process has built it.
+    pub fn is_sound(&self) -> bool {
+        let rules = self.rules.codes().len() as u32;
+        let pages = |code: &CodePages| {
+            let bytes = code.segment.vaddr % PAGE_SIZE;
+            code.segment
+                .size
+                .checked_add(bytes)
+                .map(|bytes| bytes.div_ceil(PAGE_SIZE))
+        };
+        self.code.iter().all(|code| {
+            pages(code) == Some(code.page_count() as u64)
+                && code.first_rows.is_sorted()
+                && code
+                    .first_rows
+                    .last()
+                    .is_none_or(|last| *last as usize <= self.rows.len())
+        }) && self.rows.iter().all(|row| row & 0xffff < rules)
     }
 
     /// The rule for an address of the file, found as the BPF program finds it; `None` outside executable segments.

@@ -3,6 +3,8 @@
 
 use std::collections::HashMap;
 
+use serde::{Deserialize, Serialize};
+
 /// Largest CFA offset from rsp in bytes: 17 bits of 8-byte words.
 const MAX_UNSIGNED_OFFSET: i64 = ((1 << 17) - 1) * 8;
 /// Largest CFA offset from any other base in bytes, either way: the same 17 bits with a sign.
@@ -250,10 +252,36 @@ fn signed_offset(code: u32) -> i32 {
 }
 
 /// Rules in their 32-bit form, each once, numbered in the order in which they came.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u32>", into = "Vec<u32>")]
 pub struct Dictionary {
     codes: Vec<u32>,
     index: HashMap<u32, u16>,
+}
+
+impl From<Dictionary> for Vec<u32> {
+    fn from(dictionary: Dictionary) -> Self {
+        dictionary.codes
+    }
+}
+
+impl TryFrom<Vec<u32>> for Dictionary {
+    type Error = &'static str;
+
+    /// Takes the rules of a dictionary in their order; each must be there once, the two fixed ones first.
+    fn try_from(codes: Vec<u32>) -> Result<Self, Self::Error> {
+        let mut dictionary = Self::new();
+        if !codes.starts_with(&dictionary.codes) || codes.len() > MAX_RULES {
+            return Err("these are not the rules of a dictionary");
+        }
+        for code in &codes {
+            dictionary.intern(*code);
+        }
+        match dictionary.codes.len() == codes.len() {
+            true => Ok(dictionary),
+            false => Err("a rule is there twice"),
+        }
+    }
 }
 
 impl Dictionary {

@@ -5,6 +5,7 @@
     reason = "each test file is a crate of its own that uses a part of this one"
 )]
 
+pub mod elf;
 pub mod fixture;
 pub mod kernel_log;
 pub mod memleak;

@@ -148,6 +148,14 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             "Their buffer was full: some frames may stay unknown.",
         ),
         (
+            losses.files,
+            format!(
+                "{} not read to the end.",
+                plural(losses.files, "file was", "files were")
+            ),
+            "Reading took too much time or memory: some frames may stay unknown or missing.",
+        ),
+        (
             losses.threads,
             format!(
                 "{} not seen.",

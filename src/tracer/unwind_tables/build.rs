@@ -1,22 +1,20 @@
-//! Builds the tables of many files at once, on threads.
+//! Has the tables of many files built at once, and does something else meanwhile.
 //! Knows files only; where tables go is the parent's business.
 
 use std::fs::File;
-use std::num::NonZeroUsize;
 use std::path::Path;
-use std::sync::Mutex;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
-use std::thread;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use object::ReadCache;
-
-use crate::unwind::{self, Table};
+use crate::reader;
+use crate::unwind::Table;
 
 /// How often something else is done meanwhile.
 const TICK: Duration = Duration::from_millis(2);
-/// How long the user waits in silence, in ticks.
-const PROGRESS_INTERVAL: usize = 250;
+/// How long the user waits in silence.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// Files that are open at the same time.
+const OPEN_FILES: usize = 32;
 
 /// What is done while something takes long.
 pub struct Meanwhile<'a> {
@@ -27,63 +25,44 @@ pub struct Meanwhile<'a> {
 }
 
 impl Meanwhile<'_> {
-    /// What comes next; none when nothing more will. `done` of `all` tables are built so far; nobody is told of none.
-    pub fn wait<T>(&mut self, coming: &Receiver<T>, done: usize, all: usize) -> Option<T> {
-        for ticks in 1.. {
+    /// What comes next; none when nothing more will.
+    pub fn wait<T>(&mut self, coming: &Receiver<T>) -> Option<T> {
+        loop {
             match coming.recv_timeout(TICK) {
                 Ok(come) => return Some(come),
                 Err(RecvTimeoutError::Disconnected) => return None,
                 Err(RecvTimeoutError::Timeout) => (self.tick)(),
             }
-            if all > 0 && ticks % PROGRESS_INTERVAL == 0 {
-                (self.progress)(done, all);
-            }
         }
-        None
     }
 }
 
-/// Builds the tables of all files, on as many threads as there are processors; results are in the order of `paths`, none
-/// for a file that can't be read or has no table.
+/// Builds the tables of all files; results are in the order of `paths`, none for a file that can't be read or has no
+/// table.
 pub fn build_all<'a>(
     paths: impl Iterator<Item = &'a Path>,
     meanwhile: &mut Meanwhile<'_>,
 ) -> Vec<Option<Table>> {
     let paths: Vec<&Path> = paths.collect();
-    let mut tables: Vec<Option<Table>> = paths.iter().map(|_| None).collect();
-    let threads = thread::available_parallelism()
-        .map_or(1, NonZeroUsize::get)
-        .min(paths.len());
-    let next = Mutex::new(paths.iter().enumerate());
-    let (sender, built) = mpsc::channel();
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            let (sender, next) = (sender.clone(), &next);
-            scope.spawn(move || {
-                let take = || next.lock().ok().and_then(|mut next| next.next());
-                while let Some((index, path)) = take() {
-                    if sender.send((index, build(path))).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let mut done = 0;
-        while let Some((index, table)) = meanwhile.wait(&built, done, paths.len()) {
-            done += 1;
-            if let Some(slot) = tables.get_mut(index) {
-                *slot = table;
+    let (mut before, mut told) = (Duration::ZERO, 0);
+    let mut tables = Vec::new();
+    for paths_of_some in paths.chunks(OPEN_FILES) {
+        let open = |path: &&Path| File::open(path).ok();
+        let files: Vec<Option<File>> = paths_of_some.iter().map(open).collect();
+        let mut passed = Duration::ZERO;
+        let done_before = tables.len();
+        tables.extend(reader::tables(files, &mut |done, time| {
+            (meanwhile.tick)();
+            passed = time;
+            let intervals = (before + time).as_millis() / PROGRESS_INTERVAL.as_millis();
+            if intervals > told {
+                told = intervals;
+                (meanwhile.progress)(done_before + done, paths.len());
             }
-        }
-    });
+        }));
+        before += passed;
+    }
     tables
-}
-
-/// Reads only the parts of the file that matter, which are a small share of a large one.
-fn build(path: &Path) -> Option<Table> {
-    let file = ReadCache::new(File::open(path).ok()?);
-    unwind::build(&file).ok()
 }
 
 #[cfg(test)]

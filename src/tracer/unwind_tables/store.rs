@@ -215,7 +215,7 @@ impl Store {
                 Some(coming) => coming,
                 None => self.add_block()?,
             };
-            let block = meanwhile.wait(&coming, 0, 0);
+            let block = meanwhile.wait(&coming);
             self.block = Some(block.context("failed to add a block of unwind rows")??);
             self.usage.row_bytes += size_of::<unwind_block>();
         }
