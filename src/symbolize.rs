@@ -9,7 +9,7 @@ mod perf_map;
 mod places;
 mod separate;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt as _;
@@ -26,7 +26,8 @@ pub use places::{NamedPlace, Namer, Places};
 
 use perf_map::PerfMap;
 use places::Named;
-use separate::Folders;
+pub use separate::Reach;
+use separate::{Folders, RootId};
 
 use crate::options::Naming;
 use crate::reader;
@@ -49,8 +50,9 @@ pub struct Symbolizer {
     debug_files: Vec<DebugFiles>,
     processes: HashMap<u32, Process>,
     generated_module: Arc<Module>,
-    /// By the objects' numbers.
-    modules: HashMap<usize, KnownModule>,
+    /// By the objects' numbers, and the root that debug files may have come from, where it is not memleak's own: what
+    /// one process's root holds must not name the code of others.
+    modules: HashMap<(usize, Option<RootId>), KnownModule>,
 }
 
 /// What a process's names depend on besides the files that it maps.
@@ -125,17 +127,23 @@ impl Symbolizer {
 
     /// Lets go of what was found in objects, by their numbers: nobody maps them any more.
     pub fn forget_objects(&mut self, objects: impl Iterator<Item = usize>) {
-        for object in objects {
-            self.modules.remove(&object);
-        }
+        let objects: HashSet<usize> = objects.collect();
+        self.modules
+            .retain(|(object, _), _| !objects.contains(object));
     }
 
     /// The file with the debug information of `file`, which a process knows by a path; none when `file` has its own, or
-    /// when there is none.
-    pub fn debug_file(&self, pid: u32, file: &Path, known_as: &Path) -> Option<PathBuf> {
+    /// when there is none that may say something to those that `reach` means.
+    pub fn debug_file(
+        &self,
+        pid: u32,
+        file: &Path,
+        known_as: &Path,
+        reach: Reach,
+    ) -> Option<PathBuf> {
         let folders = &self.processes.get(&pid)?.folders;
         let facts = reader::facts(&File::open(file).ok()?)?;
-        folders.find(&facts, known_as)
+        folders.find(&facts, known_as, reach)
     }
 
     /// Names of generated code are to be read again.
@@ -202,7 +210,10 @@ impl Symbolizer {
     fn module(&mut self, pid: u32, mapping: &Mapping) -> &mut KnownModule {
         let folders = self.processes.get(&pid).map(|process| &*process.folders);
         self.modules
-            .entry(mapping.object.id)
+            .entry((
+                mapping.object.id,
+                folders.and_then(Folders::foreign).cloned(),
+            ))
             .or_insert_with(|| KnownModule::new(&mapping.object, folders, &self.debug_files))
     }
 
@@ -268,7 +279,8 @@ impl KnownModule {
         });
         let found = facts
             .as_ref()
-            .and_then(|facts| folders?.find(facts, &object.path));
+            // the names are for those that see the same root
+            .and_then(|facts| folders?.find(facts, &object.path, Reach::Process));
         let debug: Vec<PathBuf> = named.chain(found).collect();
         let module = Module {
             path: match path {

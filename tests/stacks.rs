@@ -9,8 +9,9 @@ use std::process::Command;
 
 use common::memleak::{self, ALL_STACKS, NEVER, finish_well, last_report, start};
 use common::process::{Finished, Running};
-use common::report::{Held, Report, Stack, is_header};
+use common::report::{Held, Report, Stack, is_header, parse};
 use common::{fixture, require_root};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 const NO_FRAME_POINTERS: &[&str] = &["-O2", "-fomit-frame-pointer"];
@@ -485,4 +486,70 @@ fn a_debug_folder_that_is_not_there_is_an_error() {
     let finished = memleak::run(["--debug-dir", "/no/such/folder", "-c", "true", NEVER]);
     assert_eq!(finished.status.code(), Some(1), "{finished:#?}");
     assert!(says(&finished, "/no/such/folder"), "{finished:#?}");
+}
+
+/// Who makes the root that a process sees can put any debug file there: what it says is believed for that process alone.
+#[test]
+fn a_debug_file_in_the_root_of_one_process_names_nothing_of_another() {
+    require_root();
+    let folder = TempDir::new().unwrap();
+    let folder = folder.path();
+    fs::copy(
+        fixture::c_with("large", &["-Wl,--build-id"]),
+        folder.join("prog"),
+    )
+    .unwrap();
+    let id = build_id(&folder.join("prog"));
+    let debug = folder.join("debug/.build-id").join(&id[..2]);
+    fs::create_dir_all(&debug).unwrap();
+    let debug = debug.join(format!("{}.debug", &id[2..]));
+    let renamed = "--redefine-sym=large_malloc=anything_else";
+    run_tool(
+        "objcopy",
+        &[renamed, "--strip-debug", "prog", debug.to_str().unwrap()],
+        folder,
+    );
+    run_tool("strip", &["prog"], folder);
+
+    let script = "mkdir -p /usr/lib/debug && mount --bind debug /usr/lib/debug && exec ./prog";
+    let mut theirs = Command::new("unshare");
+    theirs
+        .args(["--mount", "sh", "-c", script])
+        .current_dir(folder);
+    let mut theirs = Running::spawn(&mut theirs);
+    theirs.expect("ready");
+    let mut ours = memleak::ready(&folder.join("prog"), &[]);
+    let pids = format!("{},{}", theirs.pid(), ours.pid());
+    let mut tracer = memleak::command();
+    // the one whose root is its own comes first, and names what the other maps as well
+    tracer.args(["-v", "-o", "0", "-T", ALL_STACKS, "-p", &pids, NEVER]);
+    let mut tracer = memleak::armed(&mut tracer);
+    let [their_pid, our_pid] = [theirs.pid(), ours.pid()];
+    for process in [&mut theirs, &mut ours] {
+        process.send_line();
+        process.expect("done");
+    }
+    // what is mounted in their namespace goes with them
+    tracer.signal(Signal::USR1);
+    tracer.stdout_line("report", is_header);
+    assert!(theirs.finish().status.success());
+    assert!(ours.finish().status.success());
+    let report = parse(&finish_well(tracer).stdout).remove(0);
+    let named = |pid: u32| {
+        let stacks = report.stacks.iter().filter(|stack| stack.pid == pid);
+        let mut frames = stacks.flat_map(symbols);
+        frames.any(|symbol| symbol == "anything_else")
+    };
+    assert!(named(their_pid), "{report:#?}");
+    assert!(!named(our_pid), "{report:#?}");
+}
+
+/// The build id of a file, in hexadecimal digits.
+fn build_id(path: &Path) -> String {
+    let output = Command::new("readelf").arg("-n").arg(path).output();
+    let output = String::from_utf8(output.unwrap().stdout).unwrap();
+    let id = output
+        .lines()
+        .find_map(|line| line.split_once("Build ID: "));
+    id.unwrap().1.trim().to_owned()
 }

@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use crate::reader::limits;
+use crate::unwind::function_starts;
 
 type Header = FileHeader64<Endianness>;
 type RawSymbol = elf::Sym64<Endianness>;
@@ -98,7 +99,7 @@ impl<'data> Symbols<'data> {
             functions: HashMap::new(),
         };
         symbols.add_dynamic(endian, &sections)?;
-        symbols.add_static(endian, &sections, data)?;
+        symbols.add_static(endian, &sections, data, |_| true)?;
         Ok(symbols)
     }
 
@@ -128,7 +129,9 @@ impl<'data> Symbols<'data> {
         !self.kind.has_symbol_table
     }
 
-    /// Adds the functions that the object's debug file tells of, whose bytes are `debug`.
+    /// Adds the functions that the object's debug file names, whose bytes are `debug`: those that begin where the object's
+    /// own unwind information says that a function begins. A debug file can come from anybody, and a probe within an
+    /// instruction would change what the code does.
     ///
     /// # Errors
     /// Fails where `debug` is no 64-bit ELF object, or its tables point outside it.
@@ -139,7 +142,10 @@ impl<'data> Symbols<'data> {
             .sections(endian, debug)
             .context("failed to read the ELF section headers")?;
         self.kind.has_symbol_table = true;
-        self.add_static(endian, &sections, debug)
+        let starts = function_starts(self.data);
+        self.add_static(endian, &sections, debug, |address| {
+            starts.binary_search(&address).is_ok()
+        })
     }
 
     /// The names of all functions, in no particular order.
@@ -227,6 +233,7 @@ impl<'data> Symbols<'data> {
         endian: Endianness,
         sections: &SectionTable<'data, Header>,
         data: &'data [u8],
+        begins_at: impl Fn(u64) -> bool,
     ) -> anyhow::Result<()> {
         let table = sections
             .symbols(endian, data, elf::SHT_SYMTAB)
@@ -241,7 +248,9 @@ impl<'data> Symbols<'data> {
                 _ if symbol.is_local() => Rank::Local,
                 Version::None | Version::Default => Rank::Global,
             };
-            self.add(endian, name, symbol, rank);
+            if begins_at(symbol.st_value(endian)) {
+                self.add(endian, name, symbol, rank);
+            }
         }
         Ok(())
     }
@@ -373,6 +382,61 @@ mod tests {
             assert_eq!(function.name, name);
             let code = symbols.code(&function).unwrap();
             assert_eq!(code.len() as u64, function.size);
+        }
+    }
+
+    /// What `objcopy` makes of a program, with `malloc` where the debug file says that it is.
+    fn debug_file_with_malloc_at(folder: &std::path::Path, distance: i64) -> (Vec<u8>, Vec<u8>) {
+        let run = |program: &str, arguments: &[&str]| {
+            let mut command = std::process::Command::new(program);
+            let status = command.args(arguments).current_dir(folder).status();
+            assert!(status.unwrap().success(), "{program} {arguments:?}");
+        };
+        let source = "int allowed(int x) { return x * 3 + 1; } int main(int c, char **v) { (void)v; return allowed(c); }";
+        std::fs::write(folder.join("a.c"), source).unwrap();
+        run("cc", &["-O1", "-o", "a", "a.c"]);
+        let data = std::fs::read(folder.join("a")).unwrap();
+        let allowed = Symbols::parse(&data).unwrap().find("allowed").unwrap();
+        let at = allowed.address.checked_add_signed(distance).unwrap();
+        let symbol = format!("malloc=.text:{:#x},function,global", at - text_start(&data));
+        run("objcopy", &["--add-symbol", &symbol, "a", "a.debug"]);
+        run("strip", &["a"]);
+        // objcopy's symbols have no size: a debug file's that has one is what is looked at
+        let debug = with_sizes(std::fs::read(folder.join("a.debug")).unwrap());
+        (std::fs::read(folder.join("a")).unwrap(), debug)
+    }
+
+    fn text_start(data: &[u8]) -> u64 {
+        use object::{Object as _, ObjectSection as _};
+        let file = object::File::parse(data).unwrap();
+        file.section_by_name(".text").unwrap().address()
+    }
+
+    /// Gives every symbol of a file a size.
+    fn with_sizes(mut data: Vec<u8>) -> Vec<u8> {
+        use object::{Object as _, ObjectSection as _};
+        let file = object::File::parse(&*data).unwrap();
+        let (offset, size) = file
+            .section_by_name(".symtab")
+            .unwrap()
+            .file_range()
+            .unwrap();
+        for symbol in (offset..offset + size).step_by(24) {
+            let at = symbol as usize + 16;
+            data[at..at + 8].copy_from_slice(&9u64.to_le_bytes());
+        }
+        data
+    }
+
+    #[test]
+    fn a_debug_file_names_only_what_begins_a_function_of_the_object() {
+        let folder = tempfile::tempdir().unwrap();
+        for (distance, found) in [(0, true), (2, false), (-1, false)] {
+            let (data, debug) = debug_file_with_malloc_at(folder.path(), distance);
+            let mut symbols = Symbols::parse(&data).unwrap();
+            assert_eq!(symbols.find("malloc"), None);
+            symbols.add_debug_file(&debug).unwrap();
+            assert_eq!(symbols.find("malloc").is_some(), found, "{distance}");
         }
     }
 

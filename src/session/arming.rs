@@ -98,7 +98,9 @@ impl Session<'_> {
         let first = target.pids().first().copied();
         let own = &self.options.own_functions;
         let (probing, symbolizer) = (&self.probing, &self.symbolizer);
-        let debug = |path: &Path, known_as: &Path| symbolizer.debug_file(first?, path, known_as);
+        let reach = probing::reach(first.filter(|_| !self.many));
+        let debug =
+            |path: &Path, known_as: &Path| symbolizer.debug_file(first?, path, known_as, reach);
         probing
             .discover(candidates, true, own, &debug)
             .or_else(|error| {
@@ -130,7 +132,8 @@ impl Session<'_> {
         let plans = self
             .probing
             .discover(&candidates, true, own, &|path, known_as| {
-                self.symbolizer.debug_file(first?, path, known_as)
+                self.symbolizer
+                    .debug_file(first?, path, known_as, probing::reach(None))
             });
         // for those that were named there are probes already
         let plans = match matches!(self.options.target, TargetOption::Chosen(_)) {

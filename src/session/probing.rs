@@ -12,7 +12,7 @@ use anyhow::Result;
 use crate::options::Options;
 use crate::probes::{Candidate, ObjectPlan, OwnFunction, Search, Wanted, discover};
 use crate::stderr::say;
-use crate::symbolize::Symbolizer;
+use crate::symbolize::{Reach, Symbolizer};
 use crate::target::{Mappings, ObjectFile};
 use crate::tracer::Tracer;
 
@@ -86,7 +86,9 @@ impl<'a> Probing<'a> {
         if candidates.is_empty() {
             return;
         }
-        let debug = |path: &Path, known_as: &Path| symbolizer.debug_file(pid, path, known_as);
+        let reach = reach(only);
+        let debug =
+            |path: &Path, known_as: &Path| symbolizer.debug_file(pid, path, known_as, reach);
         let found = self
             .discover(&candidates, false, &self.options.own_functions, &debug)
             .or_else(|_| self.discover(&candidates, false, &[], &debug))
@@ -160,6 +162,14 @@ pub fn candidates(objects: &[Arc<ObjectFile>]) -> Vec<Candidate> {
             })
         })
         .collect()
+}
+
+/// Who is affected by probes in an object: the one process, or everyone who maps it.
+pub fn reach(only: Option<u32>) -> Reach {
+    match only {
+        Some(_) => Reach::Process,
+        None => Reach::Everyone,
+    }
 }
 
 /// Device and inode.

@@ -148,6 +148,24 @@ pub fn build<'a>(file: impl ReadRef<'a>) -> Result<Table, Error> {
     Ok(Table { code, rows, rules })
 }
 
+/// The addresses at which functions begin by an ELF file's own `.eh_frame`, sorted; none where it has none.
+pub fn function_starts<'a>(file: impl ReadRef<'a>) -> Vec<u64> {
+    let Ok(image) = Image::parse(file) else {
+        return Vec::new();
+    };
+    let section = image.eh_frame();
+    let entries = section.map(|(section, bases)| Section::new(section, bases).entries());
+    let mut starts: Vec<u64> = entries
+        .into_iter()
+        .flatten()
+        .filter(|entry| image.code.iter().any(|code| code.contains(entry.start)))
+        .map(|entry| entry.start)
+        .collect();
+    starts.sort_unstable();
+    starts.dedup();
+    starts
+}
+
 /// Where rules change over the whole file, by address.
 fn changes(image: &Image, rules: &mut Dictionary) -> Vec<Change> {
     let mut eh_frame = image
