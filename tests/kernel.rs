@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
@@ -13,11 +14,15 @@ use common::memleak;
 use common::process::Running;
 use common::report::{self, Report};
 use common::require_root;
+use libbpf_rs::query::ProgInfoIter;
 use rustix::process::Signal;
 use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
 
 /// How many of each are opened.
 const COUNT: u64 = 137;
+
+/// Instructions that the verifier may follow in a program. It takes about a microsecond for each, before tracing begins.
+const MOST_VERIFIED: u32 = 60_000;
 
 /// Reports to wait for what the kernel frees only after all CPUs have moved on.
 const MOST_REPORTS: usize = 2000;
@@ -154,6 +159,53 @@ fn blocks_are_listed_with_their_cache() {
         assert!(block.rest.ends_with("cache = filp"), "{block:?}");
     }
     drop(held);
+}
+
+/// The programs that a process holds: their names, and how many instructions the verifier followed.
+fn verified_programs(pid: u32) -> BTreeMap<String, u32> {
+    let descriptors = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).expect("descriptors");
+    let ids: BTreeSet<u32> = descriptors
+        .filter_map(|descriptor| std::fs::read_to_string(descriptor.ok()?.path()).ok())
+        .filter(|text| text.contains("prog_type:"))
+        .filter_map(|text| {
+            text.split_once("prog_id:")?
+                .1
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
+        .collect();
+    ProgInfoIter::default()
+        .filter(|program| ids.contains(&program.id))
+        .map(|program| {
+            (
+                program.name.to_string_lossy().into_owned(),
+                program.verified_insns,
+            )
+        })
+        .collect()
+}
+
+/// How far it follows a program is the same each time, unlike the time that it takes.
+#[test]
+fn the_verifier_is_soon_done_with_each_program() {
+    require_root();
+    let tracer = trace(&["--percpu"]);
+    let programs = verified_programs(tracer.pid());
+    let kernel: Vec<_> = programs
+        .iter()
+        .filter(|(name, _)| name.starts_with("kernel_"))
+        .collect();
+    assert!(kernel.len() >= 10, "{programs:#?}");
+    for (name, verified) in kernel {
+        assert!(
+            *verified > 0,
+            "{name}: this kernel does not tell (Linux 5.16 does)"
+        );
+        assert!(*verified < MOST_VERIFIED, "{name}: {programs:#?}");
+    }
+    last_report(tracer);
 }
 
 #[test]

@@ -66,18 +66,19 @@ static __always_inline void kernel_allocated(void *ctx, const struct kernel_bloc
 	struct block_key key = kernel_key(new->address, new->memory);
 	struct block block = {.size = new->size, .function = KERNEL_BLOCK(new->memory, new->order)};
 	bool wanted = new->size >= min_size &&new->size <= max_size &&kernel_sampler_picks(new->size);
-	bool own = is_own_process();
 	struct kernel_scratch *scratch;
-	struct found_stack found = {};
+	bool interrupted = false;
 
 	if (!new->address)
 		return;
-	if (trace_calls && !own)
+	if (trace_calls && !is_own_process())
 		send_call(new->event, new->size, new->address, 0, 0);
 	scratch = wanted ? claim_scratch() : NULL;
-	if (scratch)
-		find_kernel_stack(ctx, scratch, new->event, new->cache, &found);
-	if (!wanted || (own && !found.interrupted)) {
+	if (scratch) {
+		find_kernel_stack(ctx, scratch, new->event, new->cache);
+		interrupted = scratch->found.interrupted;
+	}
+	if (!wanted || (!interrupted && is_own_process())) {
 		/* but what was there before is gone, seen or not */
 		release_block(&key, &block);
 		goto out;
@@ -85,7 +86,7 @@ static __always_inline void kernel_allocated(void *ctx, const struct kernel_bloc
 	block.time_ns = bpf_ktime_get_ns();
 	block.tid = tid_of(current_task());
 	if (scratch)
-		block.stack = keep_kernel_stack(&scratch->stack, new->cache, &found);
+		block.stack = keep_kernel_stack(scratch, new->cache);
 	else
 		count_lost(stacks);
 	record_block(&key, &block);
@@ -133,7 +134,7 @@ static __always_inline void pages_allocated(void *ctx, __u64 page, __u32 order, 
 		.event = EVENT_PAGE_ALLOC,
 	};
 
-	if (frame_chunks && new.memory == MEMORY_USER_PAGES)
+	if (can_count_user_pages() && new.memory == MEMORY_USER_PAGES)
 		user_pages_allocated(&new);
 	else
 		kernel_allocated(ctx, &new);
@@ -194,6 +195,13 @@ static __always_inline void freed_after_grace_period(__u64 head, __u64 block)
 	kernel_freed(block < 4096 ? head - block : block, MEMORY_SLAB, EVENT_RCU_FREE);
 }
 
+/* Not static, so that the verifier looks at it once and not for each of them. */
+__noinline int freed_one_of_many(__u64 address)
+{
+	kernel_freed(address, MEMORY_SLAB, EVENT_BULK_FREE);
+	return 0;
+}
+
 static __always_inline void freed_in_bulk(__u64 count, __u64 blocks)
 {
 	__u32 i;
@@ -202,7 +210,7 @@ static __always_inline void freed_in_bulk(__u64 count, __u64 blocks)
 		__u64 address = 0;
 
 		bpf_probe_read_kernel(&address, sizeof(address), (void *)(blocks + i * sizeof(address)));
-		kernel_freed(address, MEMORY_SLAB, EVENT_BULK_FREE);
+		freed_one_of_many(address);
 	}
 }
 

@@ -28,8 +28,19 @@ struct known_stack {
 	__u64 check; /* the fingerprint and the stack: a torn entry, half one stack's, is none */
 };
 
+/* A stack as it was found. */
+struct found_stack {
+	__u64 fingerprint; /* 0: none */
+	__u64 id;	   /* 0: the kernel gave no stack */
+	bool known;	   /* it is stored already */
+	bool interrupted;  /* it is an interrupt's, and not the current task's */
+};
+
+/* What is found lies here, and not in registers, where the verifier would follow all that it can be. */
 struct kernel_scratch {
 	__u64 busy;
+	__u32 context; /* its own number */
+	struct found_stack found;
 	struct stack stack;
 	struct kernel_walk walk;
 };
@@ -56,13 +67,10 @@ struct {
 	__type(value, struct cache_name);
 } stack_caches SEC(".maps");
 
-/* A stack as it was found. */
-struct found_stack {
-	__u64 fingerprint; /* 0: none */
-	__u64 id;	   /* 0: the kernel gave no stack */
-	bool known;	   /* it is stored already */
-	bool interrupted;  /* it is an interrupt's, and not the current task's */
-};
+static __always_inline struct kernel_scratch *scratch_of(__u32 context)
+{
+	return bpf_map_lookup_elem(&kernel_scratch, &context);
+}
 
 /*
  * Space for a stack that no other context on this CPU uses. One that interrupts between the look and the
@@ -73,12 +81,12 @@ static __always_inline struct kernel_scratch *claim_scratch(void)
 	__u32 context;
 
 	for (context = 0; context < KERNEL_CONTEXTS; context++) {
-		__u32 key = context;
-		struct kernel_scratch *scratch = bpf_map_lookup_elem(&kernel_scratch, &key);
+		struct kernel_scratch *scratch = scratch_of(context);
 
 		if (!scratch || *(volatile __u64 *)&scratch->busy)
 			continue;
 		*(volatile __u64 *)&scratch->busy = 1;
+		scratch->context = context;
 		return scratch;
 	}
 	return NULL;
@@ -141,51 +149,69 @@ static __always_inline void remember_stack(__u64 fingerprint, __u64 stack)
 	*(volatile __u64 *)&known->check = stack ^ fingerprint;
 }
 
-/* Has the kernel unwind its stack; what is kept ends where an interrupt came in. */
-static __always_inline void unwind_kernel_stack(void *ctx, struct stack *stack, __u64 cache,
-						struct found_stack *found)
+/*
+ * Ends a stack where an interrupt came in, and gives it its identity. Not static, so that the verifier looks
+ * at it once; by number, since old kernels let nothing but numbers be passed.
+ */
+__noinline int finish_kernel_stack(__u32 context, __u64 cache)
 {
-	long bytes = bpf_get_stack(ctx, stack->addresses, max_stack_depth * sizeof(__u64), 0);
+	struct kernel_scratch *scratch = scratch_of(context);
 	__u64 hash = hash_address(HASH_SEED, cache);
-	__u32 depth, i;
+	__u32 i;
 
-	if (bytes <= 0)
-		return;
-	depth = (__u64)bytes / sizeof(__u64);
-	for (i = 0; i < MAX_STACK_DEPTH && i < depth; i++) {
-		__u64 address = stack->addresses[i];
+	if (!scratch)
+		return 0;
+	for (i = 0; i < MAX_STACK_DEPTH && i < scratch->stack.depth; i++) {
+		__u64 address = scratch->stack.addresses[i];
 
 		hash = hash_address(hash, address);
 		if (is_interrupt_entry(address)) {
-			found->interrupted = true;
-			depth = i + 1;
+			scratch->found.interrupted = true;
+			scratch->stack.depth = i + 1;
 			break;
 		}
 	}
-	stack->depth = depth;
-	found->id = hash == STACK_NOT_STORED ? 1 : hash;
+	scratch->found.id = hash == STACK_NOT_STORED ? 1 : hash;
+	return 0;
+}
+
+/* The same for what is to be learned from a stack. */
+__noinline int learn_kernel_stack(__u32 context, __u64 event)
+{
+	struct kernel_scratch *scratch = scratch_of(context);
+
+	if (scratch)
+		learn_from_stack(&scratch->walk, event, &scratch->stack);
+	return 0;
 }
 
 static __always_inline void find_kernel_stack(void *ctx, struct kernel_scratch *scratch, __u32 event,
-					      __u64 cache, struct found_stack *found)
+					      __u64 cache)
 {
-	struct kernel_walk *walk = &scratch->walk;
+	struct found_stack *found = &scratch->found;
+	struct stack *stack = &scratch->stack;
+	long bytes;
 
+	found->interrupted = false;
 	/* one stack that allocates from two caches counts as two */
-	found->fingerprint = walk_kernel_stack(ctx, walk, event, hash_address(HASH_SEED, cache));
+	found->fingerprint = walk_kernel_stack(ctx, &scratch->walk, event, hash_address(HASH_SEED, cache));
 	found->id = recall_stack(found->fingerprint);
 	found->known = found->id != STACK_NOT_STORED;
 	if (found->known)
 		return;
-	unwind_kernel_stack(ctx, &scratch->stack, cache, found);
+	bytes = bpf_get_stack(ctx, stack->addresses, max_stack_depth * sizeof(__u64), 0);
+	if (bytes <= 0)
+		return;
+	stack->depth = (__u64)bytes / sizeof(__u64);
+	finish_kernel_stack(scratch->context, cache);
 	if (!found->fingerprint)
-		learn_from_stack(walk, event, &scratch->stack);
+		learn_kernel_stack(scratch->context, event);
 }
 
 /* Sees to it that a stack is stored; gives its identity, STACK_NOT_STORED where that fails. */
-static __always_inline __u64 keep_kernel_stack(struct stack *stack, __u64 cache,
-					       const struct found_stack *found)
+static __always_inline __u64 keep_kernel_stack(struct kernel_scratch *scratch, __u64 cache)
 {
+	const struct found_stack *found = &scratch->found;
 	__u64 id;
 
 	if (found->known)
@@ -194,7 +220,7 @@ static __always_inline __u64 keep_kernel_stack(struct stack *stack, __u64 cache,
 		count_lost(stacks);
 		return STACK_NOT_STORED;
 	}
-	id = store_stack(stack, found->id, 0);
+	id = store_stack(&scratch->stack, found->id, 0);
 	if (id == STACK_NOT_STORED)
 		return id;
 	if (cache)

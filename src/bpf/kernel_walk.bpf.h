@@ -75,7 +75,6 @@ struct kernel_walk {
 	__u64 depth;
 	__u64 place;
 	__u64 bp;
-	__u64 low, high; /* of a search */
 	__u64 words[WALK_WORDS];
 };
 
@@ -171,7 +170,9 @@ static __always_inline __u64 walk_kernel_stack(void *ctx, struct kernel_walk *wa
 			return 0;
 		if (RULE_SAVED(found))
 			bp = walk->words[(address - RULE_SAVED(found)) % WALK_WORDS];
-		place = address - 1;
+		/* through memory, or the verifier would follow each of the sums, frame by frame */
+		*(volatile __u64 *)&walk->place = address - 1;
+		place = *(volatile __u64 *)&walk->place;
 		ip = walk->words[place % WALK_WORDS];
 	}
 	walk->ip = ip;
@@ -182,32 +183,31 @@ static __always_inline __u64 walk_kernel_stack(void *ctx, struct kernel_walk *wa
 }
 
 /*
- * The rule that the kernel's unwind table has for a return address; 0: it can't be told so simply. The bounds
- * of the search live in memory, where the verifier does not follow each way that it may take.
+ * The rule that the kernel's unwind table has for a return address; 0: it can't be told so simply. Not
+ * static, so that the verifier looks at it once.
  */
-static __always_inline __u32 look_up_frame(struct kernel_walk *walk, __u64 ip)
+__noinline __u32 look_up_frame(__u64 ip)
 {
-	volatile __u64 *low = &walk->low, *high = &walk->high;
 	struct orc_entry entry = {};
+	__u64 low = 0, high = orc_table.count - 1;
 	__u32 sp, bp, saved = 0;
 	int i;
 
-	*low = 0;
-	*high = orc_table.count - 1;
-	for (i = 0; i < 24; i++) {
-		__u64 middle = *low + (*high - *low + 1) / 2;
+	for (i = 0; i < 24 && low < high; i++) {
+		__u64 middle = low + (high - low + 1) / 2;
 		__u64 at = orc_table.addresses + middle * sizeof(__s32);
 		__s32 offset = 0;
+		__u64 below;
 
 		bpf_probe_read_kernel(&offset, sizeof(offset), (void *)at);
-		if (at + offset <= ip - 1)
-			*low = middle;
-		else
-			*high = middle - 1;
-		if (*low >= *high)
-			break;
+		/* all ones where the code begins below, else 0: a branch would make too many ways through the
+		 * loop */
+		below = (__s64)(at + offset - ip) >> 63;
+		barrier_var(below);
+		low = (middle & below) | (low & ~below);
+		high = (high & below) | ((middle - 1) & ~below);
 	}
-	bpf_probe_read_kernel(&entry, sizeof(entry), (void *)(orc_table.entries + *low * sizeof(entry)));
+	bpf_probe_read_kernel(&entry, sizeof(entry), (void *)(orc_table.entries + low * sizeof(entry)));
 	sp = entry.registers & 15;
 	bp = entry.registers >> 4;
 	if ((sp != ORC_REG_SP && sp != ORC_REG_BP) || entry.sp_offset < 0)
@@ -225,7 +225,7 @@ static __always_inline __u32 look_up_frame(struct kernel_walk *walk, __u64 ip)
  * Finds where a walk begins: the only place of its return address. Counted in memory, where the verifier does
  * not follow each of the sums.
  */
-static __always_inline void learn_start(struct kernel_walk *walk, __u32 event, __u64 ip)
+static __always_inline void learn_start(struct kernel_walk *walk, __u64 event, __u64 ip)
 {
 	volatile __u64 *place = &walk->place, *places = &walk->depth;
 	__u32 i;
@@ -252,7 +252,7 @@ static __always_inline void learn_end(const struct kernel_walk *walk, __u64 next
 }
 
 /* A walk had no rule: makes one, if the way that the kernel's unwinder took confirms it. */
-static __always_inline void learn_from_stack(struct kernel_walk *walk, __u32 event, const struct stack *stack)
+static __always_inline void learn_from_stack(struct kernel_walk *walk, __u64 event, const struct stack *stack)
 {
 	__u64 here, next, index, address;
 	__u64 *rule;
@@ -283,7 +283,7 @@ static __always_inline void learn_from_stack(struct kernel_walk *walk, __u32 eve
 	rule = rule_of(walk->ip);
 	if (!rule)
 		return;
-	found = look_up_frame(walk, walk->ip);
+	found = look_up_frame(walk->ip);
 	address = frame_address(walk, found, walk->place, walk->bp);
 	if (RULE_DISTANCE(found) && !address)
 		return; /* further out than was read */

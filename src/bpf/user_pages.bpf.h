@@ -15,6 +15,10 @@
 #define CHUNK_SHIFT 12
 #define CHUNK_FRAMES (1 << CHUNK_SHIFT)
 
+/* Frames that are looked at together, in one word; what it holds if all are counted. */
+#define EIGHT_SHIFT 3
+#define EIGHT_FRAMES 0x0101010101010101ULL
+
 /* For each page frame, 1 if it is counted. */
 struct frame_chunk {
 	__u8 counted[CHUNK_FRAMES];
@@ -33,6 +37,34 @@ const volatile __u32 frame_chunks = 0;
 __u64 user_pages_counted = 0;
 
 /*
+ * Whether pages are counted here. Frames are told by the addresses of their structs, in an array that begins
+ * at a multiple of a GiB: a block of pages is aligned to its size if a struct's size is a power of two.
+ */
+static __always_inline bool can_count_user_pages(void)
+{
+	__u64 size = bpf_core_type_size(struct page);
+
+	return frame_chunks && !(size & (size - 1));
+}
+
+/* Marks eight frames at a time. They begin at a multiple of eight, and nobody else is at work in their words.
+ */
+static __always_inline __u32 mark_eights(struct frame_chunk *chunk, __u64 frame, __u32 eights, __u8 counted)
+{
+	__u64 *words = (__u64 *)chunk->counted, all = counted * EIGHT_FRAMES;
+	__u32 changed = 0, i;
+
+	for (i = 0; i < 1 << MAX_ORDER >> EIGHT_SHIFT && i < eights; i++) {
+		__u64 at = ((frame >> EIGHT_SHIFT) + i) & ((CHUNK_FRAMES >> EIGHT_SHIFT) - 1);
+
+		/* the product's highest byte is the sum of all eight */
+		changed += ((words[at] ^ all) & EIGHT_FRAMES) * EIGHT_FRAMES >> 56;
+		words[at] = all;
+	}
+	return changed;
+}
+
+/*
  * Marks the frames of 2 to the power of `order` pages as counted or not; returns how many that changed. All
  * frames' structs are one array, of which no two elements are as far apart as the map has bytes.
  */
@@ -43,16 +75,16 @@ static __always_inline __u32 mark_user_pages(__u64 page, __u32 order, __u8 count
 	struct frame_chunk *chunk;
 	__u32 changed = 0, i;
 
-	if (!frame_chunks || order > MAX_ORDER)
+	if (!can_count_user_pages() || order > MAX_ORDER)
 		return 0;
 	chunk = bpf_map_lookup_elem(&user_frames, &chunk_index);
 	if (!chunk)
 		return 0;
-	for (i = 0; i < 1 << MAX_ORDER; i++) {
+	if (order >= EIGHT_SHIFT)
+		return mark_eights(chunk, frame, 1U << (order - EIGHT_SHIFT), counted);
+	for (i = 0; i < 1 << (EIGHT_SHIFT - 1) && i < 1U << order; i++) {
 		__u64 at = (frame + i) & (CHUNK_FRAMES - 1);
 
-		if (i >= 1U << order)
-			break;
 		changed += (chunk->counted[at] ^ counted) & 1;
 		chunk->counted[at] = counted;
 	}

@@ -55,6 +55,8 @@ pub struct Features {
     pub task_storage: bool,
     /// Hash maps can grow from within a probe (Linux 6.1); older kernels warn in their log.
     pub growing_maps: bool,
+    /// Allocations on a given node have tracepoints of their own (Linux up to 6.0); later ones report them as the others.
+    pub node_tracepoints: bool,
 }
 
 impl Features {
@@ -87,8 +89,16 @@ impl Features {
             growing_maps: btf
                 .type_by_name::<types::Struct<'_>>("bpf_mem_alloc")
                 .is_some(),
+            node_tracepoints: has_tracepoint(&btf, "kmalloc_node")
+                && has_tracepoint(&btf, "kmem_cache_alloc_node"),
         })
     }
+}
+
+/// Whether the kernel has a tracepoint: each has a type for what is called there.
+fn has_tracepoint(btf: &Btf<'_>, name: &str) -> bool {
+    let handler: Option<types::Typedef<'_>> = btf.type_by_name(&format!("btf_trace_{name}"));
+    handler.is_some()
 }
 
 /// Whether programs can call a helper function, named as in the kernel's `enum bpf_func_id`.

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, ProgramMut};
 
 use super::cost;
+use super::kernel::Features;
 use super::skel::{MemleakProgs, types};
 
 /// Which of the kernel's allocators are traced, and how.
@@ -60,10 +61,11 @@ impl UnseenFrees {
 }
 
 impl KernelEvents {
-    /// Whether a program is one of those that are needed.
-    pub fn uses(&self, program: &str) -> bool {
+    /// Whether a program is one of those that are needed, and that this kernel has something to attach to.
+    pub fn uses(&self, program: &str, features: Features) -> bool {
         match program.strip_prefix("kernel_") {
             Some("percpu_alloc" | "percpu_free") => self.percpu,
+            Some("kmalloc_node" | "cache_alloc_node") => features.node_tracepoints,
             Some(_) => true,
             None => false,
         }
@@ -74,13 +76,9 @@ impl KernelEvents {
 ///
 /// # Errors
 /// Fails when the kernel lacks one of the tracepoints that all kernels have, or refuses.
-pub fn attach(
-    programs: &MemleakProgs<'_>,
-    events: &KernelEvents,
-) -> Result<(Vec<Link>, Vec<UnseenFrees>)> {
+pub fn attach(programs: &MemleakProgs<'_>) -> Result<(Vec<Link>, Vec<UnseenFrees>)> {
     let mut links = Vec::new();
     let mut unseen = Vec::new();
-    // frees first: one that is not seen would leave its block in the report
     let probed = [
         (
             &programs.kernel_rcu_free,
@@ -99,35 +97,33 @@ pub fn attach(
             Err(_) => unseen.push(what),
         }
     }
-    let mut tracepoints: Vec<(&ProgramMut<'_>, &str)> = vec![
-        (&programs.kernel_kfree, "kfree"),
-        (&programs.kernel_cache_free, "kmem_cache_free"),
-        (&programs.kernel_page_free, "mm_page_free"),
-        (&programs.kernel_kmalloc, "kmalloc"),
-        (&programs.kernel_cache_alloc, "kmem_cache_alloc"),
-        (&programs.kernel_page_alloc, "mm_page_alloc"),
-    ];
-    if events.percpu {
-        tracepoints.push((&programs.kernel_percpu_free, "percpu_free_percpu"));
-        tracepoints.push((&programs.kernel_percpu_alloc, "percpu_alloc_percpu"));
-    }
-    for (program, tracepoint) in tracepoints {
+    for (program, tracepoint) in tracepoints(programs).filter(|(program, _)| program.autoload()) {
         let link = program.attach_raw_tracepoint(tracepoint).with_context(|| {
             format!("failed to attach to the kernel's tracepoint `{tracepoint}`")
         })?;
         links.push(link);
     }
-    // Linux up to 6.0; later ones report these calls as the others
-    let optional = [
-        (&programs.kernel_kmalloc_node, "kmalloc_node"),
-        (&programs.kernel_cache_alloc_node, "kmem_cache_alloc_node"),
-    ];
-    links.extend(
-        optional
-            .into_iter()
-            .filter_map(|(program, tracepoint)| program.attach_raw_tracepoint(tracepoint).ok()),
-    );
     Ok((links, unseen))
+}
+
+/// The programs and the tracepoints that they belong to; frees first, as one that is not seen would leave its block in the
+/// report. Not all of them are loaded.
+fn tracepoints<'a, 'obj>(
+    programs: &'a MemleakProgs<'obj>,
+) -> impl Iterator<Item = (&'a ProgramMut<'obj>, &'static str)> {
+    [
+        (&programs.kernel_kfree, "kfree"),
+        (&programs.kernel_cache_free, "kmem_cache_free"),
+        (&programs.kernel_page_free, "mm_page_free"),
+        (&programs.kernel_percpu_free, "percpu_free_percpu"),
+        (&programs.kernel_kmalloc, "kmalloc"),
+        (&programs.kernel_kmalloc_node, "kmalloc_node"),
+        (&programs.kernel_cache_alloc, "kmem_cache_alloc"),
+        (&programs.kernel_cache_alloc_node, "kmem_cache_alloc_node"),
+        (&programs.kernel_page_alloc, "mm_page_alloc"),
+        (&programs.kernel_percpu_alloc, "percpu_alloc_percpu"),
+    ]
+    .into_iter()
 }
 
 /// Fills in an array of ranges; those beyond its end are left out.
@@ -139,22 +135,12 @@ pub fn set_ranges(entries: &mut [types::code_range], ranges: &[Range<u64>]) {
 }
 
 /// Events that came while their program was at work on the same CPU, which the kernel counts and leaves out.
-pub fn missed(programs: &MemleakProgs<'_>, events: &KernelEvents) -> u64 {
-    let mut all = vec![
-        &programs.kernel_kmalloc,
-        &programs.kernel_kmalloc_node,
-        &programs.kernel_kfree,
-        &programs.kernel_cache_alloc,
-        &programs.kernel_cache_alloc_node,
-        &programs.kernel_cache_free,
-        &programs.kernel_page_alloc,
-        &programs.kernel_page_free,
-        &programs.kernel_rcu_free,
-        &programs.kernel_bulk_free,
-    ];
-    if events.percpu {
-        all.extend([&programs.kernel_percpu_alloc, &programs.kernel_percpu_free]);
-    }
+pub fn missed(programs: &MemleakProgs<'_>) -> u64 {
+    let all: Vec<&ProgramMut<'_>> = tracepoints(programs)
+        .map(|(program, _)| program)
+        .chain([&programs.kernel_rcu_free, &programs.kernel_bulk_free])
+        .filter(|program| program.autoload())
+        .collect();
     cost::recursion_misses(&all).unwrap_or(0)
 }
 
@@ -184,18 +170,32 @@ pub fn cache_name(value: &[u8]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tracer::kernel::Attachment;
 
     #[test]
-    fn user_programs_are_not_loaded_in_kernel_mode() {
+    fn only_what_is_asked_for_and_has_a_tracepoint_is_loaded() {
+        let newest = Features {
+            attachment: Attachment::Session,
+            task_storage: true,
+            growing_maps: true,
+            node_tracepoints: false,
+        };
+        let oldest = Features {
+            node_tracepoints: true,
+            ..newest
+        };
         let slabs = KernelEvents::default();
-        assert!(slabs.uses("kernel_kmalloc"));
-        assert!(!slabs.uses("kernel_percpu_alloc"));
-        assert!(!slabs.uses("user_session"));
+        assert!(slabs.uses("kernel_kmalloc", newest));
+        assert!(!slabs.uses("kernel_kmalloc_node", newest));
+        assert!(slabs.uses("kernel_kmalloc_node", oldest));
+        assert!(slabs.uses("kernel_cache_alloc_node", oldest));
+        assert!(!slabs.uses("kernel_percpu_alloc", newest));
+        assert!(!slabs.uses("user_session", newest));
         let percpu = KernelEvents {
             percpu: true,
             ..KernelEvents::default()
         };
-        assert!(percpu.uses("kernel_percpu_free"));
+        assert!(percpu.uses("kernel_percpu_free", newest));
     }
 
     #[test]

@@ -201,7 +201,7 @@ fn configure(
     for mut program in open.open_object_mut().progs_mut() {
         let name = program.name().to_string_lossy();
         let wanted = match &config.kernel {
-            Some(events) => events.uses(&name),
+            Some(events) => events.uses(&name, features),
             None if matches!(&*name, "process_fork" | "process_exec") => config.processes.is_some(),
             None => attach::uses(features.attachment, &name),
         };

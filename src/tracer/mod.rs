@@ -33,7 +33,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use libbpf_rs::{Link, MapCore as _, MapHandle, PrintLevel, set_print};
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
@@ -248,9 +248,7 @@ impl<'obj> Tracer<'obj> {
     /// # Errors
     /// Fails when the kernel lacks one of the tracepoints, or refuses.
     pub fn attach_kernel(&mut self) -> Result<Vec<UnseenFrees>> {
-        let events = self.config.kernel.as_ref();
-        let events = events.context("no kernel programs were loaded")?;
-        let (links, unseen) = kernel_events::attach(&self.skel.progs, events)?;
+        let (links, unseen) = kernel_events::attach(&self.skel.progs)?;
         self.links.extend(links);
         Ok(unseen)
     }

@@ -147,11 +147,7 @@ impl Tracer<'_> {
             missed_frees: lost.missed_frees,
             unfollowed: lost.unfollowed,
             processes: lost.processes,
-            events: self
-                .config
-                .kernel
-                .as_ref()
-                .map_or(0, |events| kernel_events::missed(&self.skel.progs, events)),
+            events: kernel_events::missed(&self.skel.progs),
             cut: cut_stacks(&data.stacks_cut).plus(self.finished.cut()),
         }
     }
