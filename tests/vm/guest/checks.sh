@@ -71,6 +71,13 @@ trace_sleeper() {
 	kill $sleeper
 }
 
+# trace_verified: trace the kernel; print how many instructions of each program its verifier followed.
+trace_verified() {
+	trace_kernel '' --percpu || return 1
+	cat /proc/$tracer/fdinfo/* | grep ^verified_insns | sort -rnk 2
+	report_and_stop >/dev/null && rmmod leaky_module
+}
+
 # trace_page_cache MIB: trace the kernel while a file of that size is written to memory.
 trace_page_cache() {
 	rm -f report notes
