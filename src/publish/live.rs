@@ -1,7 +1,7 @@
 //! What a live run does with its reports besides printing them: recording, and outputs and gates at its end.
 //! Waits for nothing and reads no clock; the session hands it finished reports.
 
-use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -37,7 +37,7 @@ pub struct LiveArguments {
 pub struct LiveRun {
     publisher: Publisher,
     collector: Collector,
-    file: Option<(PathBuf, Writer<File>)>,
+    file: Option<(PathBuf, Writer<Box<dyn Write>>)>,
     /// The blocks of the last report, which recordings don't keep.
     blocks: Vec<ListedAllocation>,
 }
@@ -56,7 +56,8 @@ impl LiveRun {
                     path != Path::new("-"),
                     "failed to record: --record needs a file, not -"
                 );
-                Some((path.clone(), create(path, &header)?))
+                let begin = |out| Writer::new(out, &header);
+                Some((path.clone(), file::record(path, begin)?))
             }
             None => None,
         };
@@ -142,14 +143,6 @@ impl LiveRun {
         findings.report.allocations = self.blocks;
         self.publisher.publish(&recording, &findings)
     }
-}
-
-fn create(path: &Path, header: &Header) -> Result<Writer<File>> {
-    file::check_folder(path)?;
-    let name = || format!("failed to write {}", path.display());
-    // Not under a temporary name, as outputs are: a recording is for runs that are killed.
-    let file = File::create(path).with_context(name)?;
-    Writer::new(file, header).with_context(name)
 }
 
 #[cfg(test)]
