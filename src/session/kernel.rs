@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use anyhow::{Result, ensure};
 
+use super::interrupts::Interrupts;
 use super::outputs::{Occasion, Outputs};
 use super::reporter::{Names, Reporter};
-use super::wait::{self, Interrupts, Schedule, Wake, monotonic};
+use super::wait::{self, Schedule, Wake, monotonic};
 use super::{config, is_closed_pipe, monotonic_ns, wall_time};
 use crate::analysis::kernel_memory::{Account, account};
 use crate::analysis::select::KMALLOC;

@@ -3,6 +3,7 @@
 
 mod arming;
 mod choice;
+mod interrupts;
 mod kernel;
 mod lines;
 mod outputs;
@@ -35,6 +36,7 @@ use crate::symbolize::Symbolizer;
 use crate::target::{MappingEvents, Mappings, News, memory};
 use crate::tracer::{self, Config, ProcessFilter, Storage, Tracer};
 use choice::Chosen;
+use interrupts::Interrupts;
 use outputs::Outputs;
 use overhead::Overhead;
 use probing::Probing;
@@ -43,7 +45,7 @@ use reporter::Reporter;
 use silence::Silence;
 use traced::Traced;
 use unwinding::Unwinding;
-use wait::{Interrupts, Schedule, Wake, monotonic};
+use wait::{Schedule, Wake, monotonic};
 
 /// Traces as the options say; gives memleak's exit status.
 ///
@@ -65,6 +67,9 @@ pub fn run(options: &Options) -> Result<u8> {
     let mapping_events = MappingEvents::start(many)?;
     let mut mappings = Mappings::default();
     let (mut target, candidates) = Traced::open(&options.target, &mut mappings)?;
+    if let Traced::Command(command) = &target {
+        interrupts.answer_for(command.process())?;
+    }
     let first = target.pids().first().copied();
     let outputs = Outputs::open(options, first, wall_time(), monotonic_ns())?;
     let symbolizer = Symbolizer::new(&options.naming)?;
@@ -107,22 +112,28 @@ pub fn run(options: &Options) -> Result<u8> {
         .and_then(|()| session.trace(&target, &interrupts));
     session.tracer.detach();
     let reporter = session.reporter;
-    let status = match ended {
-        Ok(End::TooExpensive) => target.see_off(&interrupts)?,
-        Err(error) if !is_closed_pipe(&error) => {
-            target.leave(&interrupts)?;
-            // what goes elsewhere is not lost with the standard output
-            if let Err(other) = reporter.finish() {
+    let ended = match ended {
+        Err(error) if is_closed_pipe(&error) => Ok(End::Done),
+        ended => ended,
+    };
+    if !matches!(ended, Ok(End::TooExpensive)) {
+        target.dismiss(&interrupts)?;
+    }
+    // what goes elsewhere is not lost with the standard output, nor with a command that won't end
+    let finished = reporter.finish();
+    let status = target.see_off(&interrupts)?;
+    match (ended, finished) {
+        (Ok(_), finished) => Ok(finished?.unwrap_or(status)),
+        (Err(error), finished) => {
+            if let Err(other) = finished {
                 say!("{other:#}");
             }
-            return Err(match error.is::<io::Error>() {
+            Err(match error.is::<io::Error>() {
                 true => error.context("failed to write to the standard output"),
                 false => error,
-            });
+            })
         }
-        Ok(End::Done) | Err(_) => target.leave(&interrupts)?,
-    };
-    Ok(reporter.finish()?.unwrap_or(status))
+    }
 }
 
 /// How a session ends.

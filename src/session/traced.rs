@@ -7,8 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use rustix::process::Signal;
 
+use super::interrupts::Interrupts;
 use super::probing;
-use super::wait::{self, Interrupts, Wake};
+use super::wait::{self, Wake};
 use crate::options::{Options, TargetOption};
 use crate::probes::Candidate;
 use crate::stderr::say;
@@ -130,35 +131,53 @@ impl Traced {
         }
     }
 
-    /// Lets the target run to its end by itself, which for a command is waited for.
-    pub fn see_off(&mut self, interrupts: &Interrupts) -> Result<u8> {
-        if let Self::Command(command) = self {
-            end_or_interrupt(interrupts, command.process())?;
+    /// Asks a command to end; a process goes on by itself.
+    ///
+    /// # Errors
+    /// Fails when the command can't be signaled.
+    pub fn dismiss(&mut self, interrupts: &Interrupts) -> Result<()> {
+        match self {
+            // still held, it would never see a SIGTERM: it is ended when it is dropped
+            Self::Command(command) if command.has_run() && !command.process().has_ended() => {
+                ask_to_end(command.process(), interrupts)
+            }
+            _ => Ok(()),
         }
-        self.leave(interrupts)
     }
 
-    /// Leaves the target: a process goes on by itself; a command is ended and waited for, patiently until
-    /// the user interrupts once more. Gives the exit status that memleak should end with.
-    pub fn leave(&mut self, interrupts: &Interrupts) -> Result<u8> {
+    /// Waits for a command's end, patiently until the user interrupts: then it is killed, or asked to end if it was not
+    /// before. Gives the exit status that memleak should end with.
+    ///
+    /// # Errors
+    /// Fails when the command can't be waited for or signaled.
+    pub fn see_off(&mut self, interrupts: &Interrupts) -> Result<u8> {
         let Self::Command(command) = self else {
             return Ok(0);
         };
         if !command.has_run() {
-            // still held, it would never see a SIGTERM: it is ended when it is dropped
             return Ok(1);
         }
-        let process = command.process();
-        if !process.has_ended() {
-            say!("sending SIGTERM to the command (pid {})", process.pid());
-            process.signal(Signal::TERM)?;
-            if end_or_interrupt(interrupts, process)? == Wake::Interrupt {
-                say!("sending SIGKILL to the command");
-                process.signal(Signal::KILL)?;
+        interrupts.only_command_is_left();
+        while end_or_interrupt(interrupts, command.process())? == Wake::Interrupt {
+            match interrupts.was_command_told() {
+                true => kill(command.process())?,
+                false => ask_to_end(command.process(), interrupts)?,
             }
         }
         Ok(command.wait().map_or(1, Ending::shell_status))
     }
+}
+
+fn ask_to_end(command: &Process, interrupts: &Interrupts) -> Result<()> {
+    say!("sending SIGTERM to the command (pid {})", command.pid());
+    command.end()?;
+    interrupts.command_is_told();
+    Ok(())
+}
+
+fn kill(command: &Process) -> Result<()> {
+    say!("sending SIGKILL to the command");
+    command.signal(Signal::KILL)
 }
 
 /// An interval can be the second process of a list whose ids are words of their own, as in `-p $(pidof nginx)`. Such a list

@@ -1,17 +1,15 @@
 //! The one place that waits: for the interval, Ctrl-C, the target's end, and what the kernel reports.
 //! Decides nothing; it says what came first.
 
-use std::io::Read as _;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd as _, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::{Errno, read, write};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use rustix::time::{ClockId, clock_gettime};
-use signal_hook::consts::{SIGUSR1, SIGUSR2};
 
+use super::interrupts::Interrupts;
 use crate::options::Options;
 
 /// Why waiting is over.
@@ -66,66 +64,6 @@ impl Schedule {
     }
 }
 
-/// Ctrl-C as a descriptor.
-pub struct Interrupts {
-    descriptor: OwnedFd,
-    demands: UnixStream,
-    marks: UnixStream,
-}
-
-impl Interrupts {
-    /// From here on SIGINT, SIGTERM and SIGHUP no longer end memleak.
-    ///
-    /// # Errors
-    /// Fails when no handler can be set.
-    pub fn catch() -> Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        let descriptor = eventfd(0, flags).context("failed to create an event descriptor")?;
-        let sender = descriptor
-            .try_clone()
-            .context("failed to create an event descriptor")?;
-        ctrlc::set_handler(move || {
-            // the counter can't overflow within the patience of a person
-            let _ = write(&sender, &1u64.to_ne_bytes());
-        })
-        .context("failed to catch Ctrl-C")?;
-        Ok(Self {
-            descriptor,
-            demands: signals(SIGUSR1)?,
-            marks: signals(SIGUSR2)?,
-        })
-    }
-
-    /// Whether one has come since the last time.
-    pub fn take(&self) -> bool {
-        read(&self.descriptor, &mut [0; 8]).is_ok()
-    }
-}
-
-/// A stream that gets a byte with every signal of a kind.
-fn signals(signal: i32) -> Result<UnixStream> {
-    let failed = "failed to catch SIGUSR1 and SIGUSR2";
-    let (receiver, sender) = UnixStream::pair().context(failed)?;
-    receiver.set_nonblocking(true).context(failed)?;
-    signal_hook::low_level::pipe::register(signal, sender).context(failed)?;
-    Ok(receiver)
-}
-
-/// Takes in what has come; signals that come close together count as one.
-fn take_signals(mut stream: &UnixStream) -> bool {
-    let mut any = false;
-    while matches!(stream.read(&mut [0; 64]), Ok(1..)) {
-        any = true;
-    }
-    any
-}
-
-impl AsFd for Interrupts {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor.as_fd()
-    }
-}
-
 /// Time since boot on CLOCK_MONOTONIC, which the BPF programs read as well.
 pub fn monotonic() -> Duration {
     let now = clock_gettime(ClockId::Monotonic);
@@ -162,8 +100,8 @@ pub fn wait(
                 Some(target) => PollFd::from_borrowed_fd(target, PollFlags::IN),
                 None => PollFd::from_borrowed_fd(interrupts.as_fd(), PollFlags::empty()),
             },
-            PollFd::from_borrowed_fd(interrupts.demands.as_fd(), PollFlags::IN),
-            PollFd::from_borrowed_fd(interrupts.marks.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(interrupts.demands(), PollFlags::IN),
+            PollFd::from_borrowed_fd(interrupts.marks(), PollFlags::IN),
         ];
         fds.extend(
             reports
@@ -182,10 +120,10 @@ pub fn wait(
         if ready(1) {
             return Ok(Wake::Exit);
         }
-        if ready(2) && take_signals(&interrupts.demands) {
+        if ready(2) && interrupts.take_demand() {
             return Ok(Wake::Demand);
         }
-        if ready(3) && take_signals(&interrupts.marks) {
+        if ready(3) && interrupts.take_mark() {
             return Ok(Wake::Mark);
         }
         if deadline.is_some_and(|deadline| monotonic() >= deadline) {

@@ -20,7 +20,7 @@ use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use super::{Ending, Process};
+use super::{Ending, Process, inherited};
 
 /// A command between fork and exec.
 pub struct HeldCommand {
@@ -52,7 +52,11 @@ impl HeldCommand {
         command.arg0(name).args(arguments);
         hold_before_exec(&mut command, Arc::clone(&gate), pid_writer);
         // spawn returns only once the command has executed its program, so it gets a thread of its own
-        let spawning = thread::spawn(move || command.spawn());
+        let spawning = thread::spawn(move || {
+            // memleak's own handlers are in the new process until `hold` runs there
+            inherited::block_all();
+            command.spawn()
+        });
 
         let mut pid = [0; 4];
         let process = match read(&pid_reader, &mut pid) {
@@ -137,6 +141,7 @@ impl Drop for HeldCommand {
 fn hold_before_exec(command: &mut Command, gate: Arc<OwnedFd>, pid_writer: OwnedFd) {
     let parent = rustix::process::getpid();
     let hold = move || -> io::Result<()> {
+        inherited::restore();
         set_parent_process_death_signal(Some(Signal::KILL))?;
         if getppid() != Some(parent) {
             return Err(io::Error::other("memleak has ended"));

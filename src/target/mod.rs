@@ -3,6 +3,7 @@
 
 pub mod cgroups;
 mod command;
+pub mod inherited;
 mod linked;
 mod mapping_events;
 mod mappings;

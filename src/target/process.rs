@@ -84,6 +84,27 @@ impl Process {
         })
     }
 
+    /// The same process, held once more.
+    ///
+    /// # Errors
+    /// Fails when there are no more descriptors.
+    pub fn try_clone(&self) -> Result<Self> {
+        let pidfd = self.pidfd.try_clone();
+        Ok(Self {
+            pid: self.pid,
+            pidfd: pidfd.with_context(|| format!("failed to open process {}", self.pid))?,
+        })
+    }
+
+    /// Asks it to end, also where it is stopped. One that has ended already is not an error.
+    ///
+    /// # Errors
+    /// Fails when it may not be signaled.
+    pub fn end(&self) -> Result<()> {
+        self.signal(Signal::TERM)?;
+        self.signal(Signal::CONT)
+    }
+
     /// Sends it a signal. One that has ended already is not an error.
     pub fn signal(&self, signal: Signal) -> Result<()> {
         match pidfd_send_signal(&self.pidfd, signal) {
