@@ -21,6 +21,7 @@ mod target;
 mod trace;
 mod tracer;
 mod unwind;
+mod visible;
 
 use std::process::ExitCode;
 

@@ -16,6 +16,7 @@ use crate::recording::{join, load, resolve};
 use crate::report::Report;
 use crate::stderr::say;
 use crate::symbolize::DebugFiles;
+use crate::visible::{Spelling, Visible};
 
 /// Report on recordings and logs of earlier runs
 #[derive(Args, Clone, Debug)]
@@ -116,7 +117,8 @@ fn name_frames(recording: &mut Recording, folder: &Path) -> Result<()> {
 }
 
 fn print_text(findings: &Findings, top: usize) -> Result<()> {
-    let mut out = BufWriter::new(io::stdout().lock());
+    let out = BufWriter::new(io::stdout().lock());
+    let mut out = Visible::new(out, Spelling::Text);
     let written = write_report(findings, top, &mut out).and_then(|()| out.flush());
     match written {
         // Whoever read our output has left: that is an end like any other.

@@ -1,23 +1,30 @@
 //! The one way to standard error: lines that begin with memleak's name, and libbpf's own.
 //! What is said is decided elsewhere.
 
-use std::fmt;
 use std::io::{self, Write as _};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-/// Says a line on standard error, formatted as `format!` does.
+use crate::visible::{self, Spelling, Visible};
+
+/// Says a line on standard error, formatted as `format!` does. Line ends within it are spelled out.
 macro_rules! say {
     ($($arguments:tt)*) => {
-        $crate::stderr::write(format_args!("memleak: {}\n", format_args!($($arguments)*)))
+        $crate::stderr::line(&format!($($arguments)*))
     };
 }
 pub(crate) use say;
 
-/// Writes to standard error. Unlike `eprint!` it does not panic where nobody reads or the disk is full: there is no
+/// Writes a line. Unlike `eprint!` it does not panic where nobody reads or the disk is full: there is no
 /// place left to complain at, and tracing must end in an orderly way all the same.
-pub fn write(text: fmt::Arguments<'_>) {
-    let _ = io::stderr().write_fmt(text);
+pub fn line(line: &str) {
+    let line = visible::line(line);
+    let _ = io::stderr().write_all(format!("memleak: {line}\n").as_bytes());
+}
+
+/// Passes on the lines of libbpf and the kernel.
+pub fn pass_on(lines: &str) {
+    let _ = Visible::new(io::stderr(), Spelling::Text).write_all(lines.as_bytes());
 }
 
 /// Writes a short text, if that is possible without waiting: neither for a reader, nor for a thread that waits for one.

@@ -95,7 +95,7 @@ fn the_flame_graph_equals_its_golden_file() {
 #[test]
 fn the_flame_graph_shows_hostile_names_and_runs_none() {
     let svg = text(RECORDING, &["--flamegraph", "-"]);
-    assert!(svg.contains("&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;:a b c"));
+    assert!(svg.contains("&lt;/script&gt;&lt;img src=x onerror=alert(1)&gt;:a b\\nc"));
     assert!(!svg.contains("<img"));
 }
 

@@ -7,6 +7,7 @@ use inferno::flamegraph::{self, Options};
 
 use super::folded;
 use crate::report::Report;
+use crate::visible;
 
 /// Draws the report's stacks by their bytes.
 ///
@@ -22,7 +23,7 @@ pub fn write(report: &Report, title: &str, out: &mut impl Write) -> io::Result<(
         return write_empty(title, out);
     }
     let mut options = Options::default();
-    options.title = title.to_owned();
+    options.title = visible::line(title).into_owned();
     options.count_name = "bytes".to_owned();
     // Colours by name, so that equal input gives equal output.
     options.hash = true;

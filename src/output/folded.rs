@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use crate::report::{Entry, Frame, Report};
+use crate::visible;
 
 /// Writes the report's stacks, sorted; equal ones (of several classes) are summed. Where there can be several
 /// processes, each is the root of its own.
@@ -72,15 +73,16 @@ fn unnamed(frame: &Frame) -> String {
     }
 }
 
-/// A name without what would end it: `;` becomes `:`, line ends and other control characters become blanks.
+/// A name without what would end it: `;` becomes `:`, white space a blank, and what is not seen is spelled out.
 pub fn safe(name: &str) -> String {
     if name.is_empty() {
         return "[unnamed]".to_owned();
     }
-    name.chars()
+    visible::line(name)
+        .chars()
         .map(|c| match c {
             ';' => ':',
-            c if c.is_control() || c.is_whitespace() => ' ',
+            c if c.is_whitespace() => ' ',
             c => c,
         })
         .collect()

@@ -3,11 +3,11 @@
 
 use std::io::{self, Write};
 
-use super::text::one_line;
 use super::units;
 use crate::analysis::findings::Finding;
 use crate::recording::model::Limit;
 use crate::report::{Frame, Function};
+use crate::visible;
 
 /// Functions of a stack that its line names.
 const NAMES: usize = 4;
@@ -75,7 +75,7 @@ fn write_finding(
         )?;
     }
     if let Some(process) = process {
-        write!(out, ", {}", one_line(&process))?;
+        write!(out, ", {}", visible::line(&process))?;
     }
     writeln!(out, ": {}", chain(entry.frames.as_deref()))
 }
@@ -88,7 +88,7 @@ fn chain(frames: Option<&[Frame]>) -> String {
     let names: Vec<String> = frames.iter().flat_map(names).take(NAMES).collect();
     let module = frames.iter().find_map(|frame| frame.module.as_ref());
     let module = module.map_or(String::new(), |module| {
-        format!(" [{}]", one_line(&module.name()))
+        format!(" [{}]", visible::line(&module.name()))
     });
     let names = if names.is_empty() {
         "[unknown]".to_owned()
@@ -103,9 +103,14 @@ fn names(frame: &Frame) -> Vec<String> {
     let inlined = frame
         .inlined
         .iter()
-        .map(|function| one_line(&function.name).into_owned());
-    let function =
-        |function: &Function| format!("{}+{:#x}", one_line(&function.name), frame.function_offset);
+        .map(|function| visible::line(&function.name).into_owned());
+    let function = |function: &Function| {
+        format!(
+            "{}+{:#x}",
+            visible::line(&function.name),
+            frame.function_offset
+        )
+    };
     inlined
         .chain(frame.function.as_ref().map(function))
         .collect()

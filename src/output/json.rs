@@ -14,6 +14,7 @@ use crate::analysis::identity::{self, Precision};
 use crate::recording::model::Header;
 use crate::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry};
 use crate::snapshot::{Allocation, Losses, Turnover, WallTime};
+use crate::visible::{Spelling, Visible};
 
 /// What the document's `format` says.
 const FORMAT: &str = "memleak-report";
@@ -30,7 +31,8 @@ pub fn write(
     tripped: &[Tripped],
     out: &mut impl Write,
 ) -> io::Result<()> {
-    serde_json::to_writer_pretty(&mut *out, &document(header, duration_ns, findings, tripped))?;
+    let document = document(header, duration_ns, findings, tripped);
+    serde_json::to_writer_pretty(Visible::new(&mut *out, Spelling::Json), &document)?;
     writeln!(out)
 }
 

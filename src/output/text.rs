@@ -1,12 +1,12 @@
 //! The text report: BCC's, byte for byte, which other tools read. What BCC lacks follows at the end of its
 //! lines, or on lines of its own for inlined frames.
 
-use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use super::units;
 use crate::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry, Report};
+use crate::visible;
 
 /// Processes that are listed of those that have ended and left nothing.
 const LISTED: usize = 10;
@@ -90,7 +90,7 @@ fn write_processes(report: &Report, out: &mut impl Write) -> io::Result<()> {
 
 /// "4711 (nginx)"
 fn of_process(process: &ProcessEntry) -> String {
-    format!("{} ({})", process.tgid, one_line(&process.name))
+    format!("{} ({})", process.tgid, visible::line(&process.name))
 }
 
 fn write_allocation(listed: &ListedAllocation, out: &mut impl Write) -> io::Result<()> {
@@ -104,10 +104,10 @@ fn write_allocation(listed: &ListedAllocation, out: &mut impl Write) -> io::Resu
         block.age_ns / 1_000_000
     )?;
     if let Some(cache) = &listed.cache {
-        write!(out, " cache = {}", one_line(cache))?;
+        write!(out, " cache = {}", visible::line(cache))?;
     }
     if let Some(allocator) = &listed.allocator {
-        write!(out, " allocator = {}", one_line(allocator))?;
+        write!(out, " allocator = {}", visible::line(allocator))?;
     }
     writeln!(out)
 }
@@ -131,7 +131,7 @@ fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
         write!(
             out,
             "\t\t0x{address:016x}\t{} [inlined]",
-            one_line(&function.name)
+            visible::line(&function.name)
         )?;
         write_location(function, out)?;
     }
@@ -140,26 +140,17 @@ fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
         Some(function) => write!(
             out,
             "{}+0x{:x}",
-            one_line(&function.name),
+            visible::line(&function.name),
             frame.function_offset
         )?,
         None => write!(out, "[unknown]")?,
     }
     if let Some(module) = &frame.module {
-        write!(out, " {}", bracketed(&one_line(&module.name())))?;
+        write!(out, " {}", bracketed(&visible::line(&module.name())))?;
     }
     match &frame.function {
         Some(function) => write_location(function, out),
         None => writeln!(out),
-    }
-}
-
-/// A name without line ends and other control characters: symbols may hold any bytes, a report's lines must not.
-pub(super) fn one_line(text: &str) -> Cow<'_, str> {
-    if text.contains(char::is_control) {
-        Cow::Owned(text.replace(char::is_control, " "))
-    } else {
-        Cow::Borrowed(text)
     }
 }
 
@@ -178,9 +169,9 @@ fn write_location(function: &Function, out: &mut impl Write) -> io::Result<()> {
             Some(line) => writeln!(
                 out,
                 " {}:{line}",
-                one_line(&location.file.to_string_lossy())
+                visible::line(&location.file.to_string_lossy())
             ),
-            None => writeln!(out, " {}", one_line(&location.file.to_string_lossy())),
+            None => writeln!(out, " {}", visible::line(&location.file.to_string_lossy())),
         },
         None => writeln!(out),
     }
@@ -326,7 +317,7 @@ mod tests {
 [11:16:33] Top 10 stacks with outstanding allocations:
 Ended, with nothing left: 5 (gone)
 1 more processes hold 7 B in 1 blocks (--top-processes shows more)
-Process 2 (a (b) ), ended:
+Process 2 (a (b)\\n), ended:
 \t5 bytes in 1 allocations from stack
 \t\t[stack not stored]
 Process 1 (one):

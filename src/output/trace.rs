@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 
 use crate::trace::Call;
+use crate::visible;
 
 /// Writes a call: time since boot in seconds, process and thread, thread's name, function, and what it was
 /// given and gave. Addresses are hexadecimal, sizes in bytes.
@@ -21,6 +22,7 @@ pub fn write_call(call: &Call, out: &mut impl Write) -> io::Result<()> {
         call.time_ns / 1_000_000_000,
         call.time_ns / 1_000 % 1_000_000,
     );
+    let (comm, function) = (visible::line(comm), visible::line(function));
     write!(
         out,
         "{seconds}.{micros:06} {tgid}/{tid} {comm} {function} size={size} addr={address:#x}"

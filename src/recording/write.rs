@@ -10,6 +10,7 @@ use super::model::{Header, Recording, SnapshotRecord, StackRecord};
 use super::wire::{self, Hex, Line};
 use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::WallTime;
+use crate::visible::{Spelling, Visible};
 
 /// A recording file in the making.
 pub struct Writer<W: Write> {
@@ -123,7 +124,8 @@ impl<W: Write> Writer<W> {
 
     fn line(&mut self, line: &Line) -> io::Result<()> {
         // One write per line, so that a line is whole or absent in the file as far as the system allows.
-        let mut bytes = serde_json::to_vec(line)?;
+        let mut bytes = Vec::new();
+        serde_json::to_writer(Visible::new(&mut bytes, Spelling::Json), line)?;
         bytes.push(b'\n');
         self.out.write_all(&bytes)
     }

@@ -20,6 +20,7 @@ use crate::snapshot::{Losses, Snapshot, StackId, Usage};
 use crate::stderr::say;
 use crate::trace::Call;
 use crate::tracer::Filter;
+use crate::visible::{self, Spelling, Visible};
 
 /// Whoever can name what a snapshot holds.
 pub trait Names {
@@ -55,18 +56,19 @@ pub trait Names {
 pub struct Reporter<'a> {
     reporting: &'a Reporting,
     outputs: Outputs,
-    out: WholeLines<Box<dyn Write>>,
+    out: Visible<WholeLines<Box<dyn Write>>>,
 }
 
 impl<'a> Reporter<'a> {
     /// Prints to the standard output, unless one of the outputs goes there.
     pub fn new(reporting: &'a Reporting, outputs: Outputs) -> Self {
+        let stream: Box<dyn Write> = match outputs.takes_stdout() {
+            true => Box::new(io::sink()),
+            false => Box::new(io::stdout()),
+        };
         Self {
             reporting,
-            out: WholeLines::new(match outputs.takes_stdout() {
-                true => Box::new(io::sink()),
-                false => Box::new(io::stdout()),
-            }),
+            out: Visible::new(WholeLines::new(stream), Spelling::Text),
             outputs,
         }
     }
@@ -91,7 +93,7 @@ impl<'a> Reporter<'a> {
     /// # Errors
     /// When the standard output can't be written.
     pub fn say(&mut self, line: &str) -> Result<()> {
-        writeln!(self.out, "{line}")?;
+        writeln!(self.out, "{}", visible::line(line))?;
         Ok(self.out.flush()?)
     }
 

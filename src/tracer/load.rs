@@ -222,5 +222,5 @@ fn frame_chunks(frames: u64) -> u32 {
 
 /// Passes on what libbpf says.
 pub fn print_libbpf(_level: PrintLevel, message: String) {
-    stderr::write(format_args!("{message}"));
+    stderr::pass_on(&message);
 }

@@ -4,6 +4,7 @@
 use std::borrow::Cow;
 
 use crate::report::{Frame, Function, Location, Module};
+use crate::visible::is_hidden;
 
 /// Longest name that the page carries, in characters; generated C++ names can fill megabytes.
 const LONGEST_NAME: usize = 4_000;
@@ -182,12 +183,12 @@ fn operator_length(name: &str) -> usize {
 /// and what is longer than any screen is cut.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let long = text.chars().nth(LONGEST_NAME).is_some();
-    if !long && !text.chars().any(is_invisible) {
+    if !long && !text.chars().any(is_hidden) {
         return Cow::Borrowed(text);
     }
     let mut shown = String::with_capacity(text.len());
     for character in text.chars().take(LONGEST_NAME) {
-        if is_invisible(character) {
+        if is_hidden(character) {
             shown.extend(character.escape_unicode());
         } else {
             shown.push(character);
@@ -197,12 +198,6 @@ pub fn visible(text: &str) -> Cow<'_, str> {
         shown.push('…');
     }
     Cow::Owned(shown)
-}
-
-fn is_invisible(character: char) -> bool {
-    character.is_control()
-        || matches!(character,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]
