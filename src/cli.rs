@@ -86,6 +86,10 @@ pub struct Arguments {
     #[arg(short, long, help_heading = "Target")]
     pub follow: bool,
 
+    /// Run the command as this user, instead of with memleak's own rights
+    #[arg(long, value_name = "NAME", help_heading = "Target")]
+    pub user: Option<String>,
+
     /// Probe the allocator functions of this object instead of those that the target maps
     #[arg(short = 'O', long, value_name = "OBJECT", help_heading = "Target")]
     pub obj: Option<PathBuf>,

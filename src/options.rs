@@ -136,6 +136,8 @@ pub struct Options {
     pub target: TargetOption,
     /// Whether children of traced processes are traced as well.
     pub follow: bool,
+    /// Whom a command runs as, where it is not memleak's own user.
+    pub user: Option<String>,
     /// Probe this object instead of the target's libc.
     pub object: Option<PathBuf>,
     /// Prefix of the allocator functions' names.
@@ -196,6 +198,9 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         return Err("--max-overhead must be a percentage above 0".into());
     }
     let target = validate_target(&arguments)?;
+    if arguments.user.is_some() && !matches!(target, TargetOption::Command(_)) {
+        return Err("--user is for a command (-c or --)".into());
+    }
     refuse_other_target(&arguments, target == TargetOption::Kernel)?;
     Ok(Options {
         max_overhead: arguments.max_overhead,
@@ -221,6 +226,7 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         live: arguments.live.clone(),
         verbose: arguments.verbose,
         follow: arguments.follow,
+        user: arguments.user.clone(),
         target,
         recording,
         reporting,

@@ -29,6 +29,7 @@ fn traces_a_command() -> Command {
         .arg(env!("CARGO_BIN_EXE_memleak"))
         .arg("--")
         .arg(fixture::c("exit_now"))
+        .env_remove("SUDO_USER")
         .stdin(Stdio::null());
     command
 }

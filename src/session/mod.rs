@@ -66,7 +66,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let chosen = Chosen::new(options)?;
     let mapping_events = MappingEvents::start(many)?;
     let mut mappings = Mappings::default();
-    let (mut target, candidates) = Traced::open(&options.target, &mut mappings)?;
+    let (mut target, candidates) = Traced::open(options, &mut mappings)?;
     if let Traced::Command(command) = &target {
         interrupts.answer_for(command.process())?;
     }

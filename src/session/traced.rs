@@ -14,7 +14,7 @@ use crate::options::{Options, TargetOption};
 use crate::probes::Candidate;
 use crate::stderr::say;
 use crate::target::{
-    self, Ending, HeldCommand, Mappings, Process, is_kernel_thread, name, objects_of_command,
+    self, Ending, HeldCommand, Mappings, Process, User, is_kernel_thread, name, objects_of_command,
 };
 
 /// An interval that hardly anybody wants, and that many a process has for its id.
@@ -35,8 +35,8 @@ impl Traced {
     ///
     /// # Errors
     /// Fails when there is no such process or command, or when what it maps can't be found out.
-    pub fn open(target: &TargetOption, mappings: &mut Mappings) -> Result<(Self, Vec<Candidate>)> {
-        match target {
+    pub fn open(options: &Options, mappings: &mut Mappings) -> Result<(Self, Vec<Candidate>)> {
+        match &options.target {
             TargetOption::Processes(pids) => {
                 let mut processes = Vec::new();
                 let mut candidates = Vec::new();
@@ -53,7 +53,11 @@ impl Traced {
                 Ok((Self::Processes(processes), candidates))
             }
             TargetOption::Command(words) => {
-                let (command, path) = HeldCommand::start(words)?;
+                let user = options.user.as_deref().map(User::find).transpose()?;
+                if user.is_none() {
+                    tell_rights();
+                }
+                let (command, path) = HeldCommand::start(words, user)?;
                 let candidates = objects_of_command(&path)?
                     .into_iter()
                     .map(|path| Candidate {
@@ -165,6 +169,15 @@ impl Traced {
             }
         }
         Ok(command.wait().map_or(1, Ending::shell_status))
+    }
+}
+
+/// Whoever puts sudo before memleak may not think of the command.
+fn tell_rights() {
+    let user = std::env::var_os("SUDO_USER").filter(|user| user != "root");
+    if let (Some(user), true) = (user, rustix::process::geteuid().is_root()) {
+        let user = user.display();
+        say!("the command has root's rights as well: --user {user} runs it as {user}");
     }
 }
 

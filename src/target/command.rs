@@ -20,7 +20,7 @@ use rustix::io::{Errno, read, write};
 use rustix::pipe::{PipeFlags, pipe_with};
 use rustix::process::{Signal, getppid, set_parent_process_death_signal};
 
-use super::{Ending, Process, inherited};
+use super::{Ending, Process, User, inherited};
 
 /// A command between fork and exec.
 pub struct HeldCommand {
@@ -33,11 +33,11 @@ pub struct HeldCommand {
 
 impl HeldCommand {
     /// Starts `words`, a program and its arguments, and holds it before it executes the program.
-    /// It inherits stdin, stdout, stderr, environment and working directory.
+    /// It inherits stdin, stdout, stderr, environment and working directory, and runs as `user` if there is one.
     ///
     /// # Errors
     /// Fails when the program can't be found or executed, or no process can be made.
-    pub fn start(words: &[OsString]) -> Result<(Self, PathBuf)> {
+    pub fn start(words: &[OsString], user: Option<User>) -> Result<(Self, PathBuf)> {
         let (name, arguments) = words
             .split_first()
             .ok_or_else(|| anyhow!("no command was given"))?;
@@ -50,7 +50,10 @@ impl HeldCommand {
 
         let mut command = Command::new(&path);
         command.arg0(name).args(arguments);
-        hold_before_exec(&mut command, Arc::clone(&gate), pid_writer);
+        if let Some(user) = &user {
+            user.introduce(&mut command);
+        }
+        hold_before_exec(&mut command, Arc::clone(&gate), pid_writer, user);
         // spawn returns only once the command has executed its program, so it gets a thread of its own
         let spawning = thread::spawn(move || {
             // memleak's own handlers are in the new process until `hold` runs there
@@ -138,10 +141,19 @@ impl Drop for HeldCommand {
 /// Makes the new process send its id and then wait at the gate. Should memleak die meanwhile, the kernel
 /// kills it, since nobody would open the gate any more.
 #[allow(unsafe_code)] // pre_exec is the only way to run code between fork and exec
-fn hold_before_exec(command: &mut Command, gate: Arc<OwnedFd>, pid_writer: OwnedFd) {
+fn hold_before_exec(
+    command: &mut Command,
+    gate: Arc<OwnedFd>,
+    pid_writer: OwnedFd,
+    user: Option<User>,
+) {
     let parent = rustix::process::getpid();
     let hold = move || -> io::Result<()> {
         inherited::restore();
+        // before the next, which a change of users undoes
+        if let Some(user) = &user {
+            user.become_it()?;
+        }
         set_parent_process_death_signal(Some(Signal::KILL))?;
         if getppid() != Some(parent) {
             return Err(io::Error::other("memleak has ended"));

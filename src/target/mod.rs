@@ -11,6 +11,7 @@ pub mod memory;
 mod names;
 pub mod proc;
 mod process;
+mod user;
 mod vdso;
 
 pub use command::HeldCommand;
@@ -19,6 +20,7 @@ pub use mapping_events::{Event, MappingEvents, News, What};
 pub use mappings::{Mapping, Mappings, ObjectFile};
 pub use names::Names;
 pub use process::{Process, descendants, is_kernel_thread, name, running};
+pub use user::User;
 
 /// How a traced program ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

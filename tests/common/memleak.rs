@@ -14,9 +14,11 @@ pub const NEVER: &str = "3600";
 /// A number of stacks that no fixture reaches.
 pub const ALL_STACKS: &str = "100000";
 
-/// memleak without arguments.
+/// memleak without arguments, as if root itself had started it.
 pub fn command() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_memleak"))
+    let mut command = Command::new(env!("CARGO_BIN_EXE_memleak"));
+    command.env_remove("SUDO_USER");
+    command
 }
 
 /// `memleak OPTIONS -- PROGRAM ARGUMENTS`, running.
