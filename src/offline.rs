@@ -139,6 +139,7 @@ fn write_report(findings: &Findings, top: usize, out: &mut impl Write) -> io::Re
     growth::write(
         &findings.growing,
         findings.headroom.map(|headroom| headroom.limit),
+        findings.growth_is_doubtful(),
         |tgid| {
             let name = report.process_name(tgid)?;
             Some(format!("pid {tgid} ({name})"))

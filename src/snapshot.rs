@@ -143,6 +143,9 @@ pub struct Losses {
     pub threads: u64,
     /// Blocks that were replaced because their address was handed out again: a free was missed.
     pub missed_frees: u64,
+    /// Ways to free memory that this kernel does not tell of: what goes there looks live until its address is handed out
+    /// again.
+    pub unseen_frees: u64,
     /// C++ allocations so large that they could fail, whose exception would not have passed a return probe.
     pub unfollowed: u64,
     /// Processes that were not traced because there were too many.
@@ -153,6 +156,17 @@ pub struct Losses {
     pub files: u64,
     /// Stacks that end before their outermost frame.
     pub cut: CutStacks,
+}
+
+impl Losses {
+    /// Whether frees may be missing, so that blocks are counted that are gone, and what looks like growth may be none.
+    pub fn may_lack_frees(&self) -> bool {
+        self.missed_frees > 0
+            || self.unseen_frees > 0
+            || self.events > 0
+            || self.threads > 0
+            || self.ranges > 0
+    }
 }
 
 /// Stacks that end before their outermost frame, by what ended them; each time one was captured counts.

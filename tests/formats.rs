@@ -299,6 +299,32 @@ fn exactly_the_slow_leak_grows() {
 }
 
 #[test]
+fn growth_is_what_may_be_where_frees_were_missed() {
+    let folder = tempfile::tempdir().unwrap();
+    let recording = folder.path().join("missed.jsonl");
+    let whole = fs::read_to_string(fixture(RECORDING)).unwrap();
+    let doubtful = whole.replace("\"unfollowed\":1", "\"missed_frees\":1");
+    assert_ne!(whole, doubtful);
+    fs::write(&recording, doubtful).unwrap();
+    let name = recording.to_str().unwrap();
+
+    let listed = text(name, &[]);
+    assert!(!listed.contains("Growing stacks"), "{listed}");
+    let (_, growth) = listed
+        .split_once("Stacks that may be growing, as frees were missed, by rate:\n")
+        .unwrap();
+    assert!(!growth.to_lowercase().contains("byte"), "{growth}");
+    assert_eq!(json(name, &[])["growth_is_doubtful"], true);
+    assert_eq!(json(RECORDING, &[])["growth_is_doubtful"], false);
+    let gate = report(name, &["--fail-on", "growth"]);
+    assert_eq!(gate.status.code(), Some(23));
+    assert_eq!(
+        String::from_utf8(gate.stderr).unwrap(),
+        "memleak: failed on growth: 1 stack of memory may grow, unless frees were missed\n"
+    );
+}
+
+#[test]
 fn the_growth_list_never_says_byte() {
     let text = text(RECORDING, &[]);
     let (_, growth) = text.split_once("Growing stacks").unwrap();

@@ -208,6 +208,26 @@ fn the_verifier_is_soon_done_with_each_program() {
     last_report(tracer);
 }
 
+/// Without kprobes two ways to free can't be seen, and what grows may not: the page has no alarm then.
+#[test]
+fn ways_to_free_that_are_not_seen_are_losses() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a directory");
+    let page = folder.path().join("page.html");
+    let tracer = trace(&["--html", page.to_str().expect("a name")]);
+    tracer.signal(Signal::INT);
+    let finished = memleak::finish_well(tracer);
+    let told = |words: &str| finished.stderr.iter().any(|line| line.contains(words));
+    let page = std::fs::read_to_string(page).expect("a page");
+    let unseen = told("does not tell of frees");
+    assert_eq!(told("ways to free not seen"), unseen, "{finished:#?}");
+    assert_eq!(page.contains("of freeing not seen."), unseen);
+    if unseen {
+        assert!(page.contains("<body class=\"doubtful\">"));
+        assert!(!page.contains("tone-alert\" aria-label"));
+    }
+}
+
 #[test]
 fn options_of_processes_are_refused() {
     for option in [["-O", "libc.so.6"], ["--max-overhead", "5"]] {

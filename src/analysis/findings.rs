@@ -68,6 +68,11 @@ pub struct Findings {
 }
 
 impl Findings {
+    /// Whether what grows may only look so, as frees may have been missed.
+    pub fn growth_is_doubtful(&self) -> bool {
+        self.report.losses.may_lack_frees()
+    }
+
     /// What gates look at.
     pub fn outcome(&self) -> Outcome {
         Outcome {
@@ -75,6 +80,7 @@ impl Findings {
             bytes: self.report.total_bytes,
             count: self.report.total_count,
             growing: self.growing.len() as u64,
+            growth_is_doubtful: self.growth_is_doubtful(),
         }
     }
 }

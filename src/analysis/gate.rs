@@ -89,6 +89,8 @@ pub struct Outcome {
     pub count: u64,
     /// Stacks that grow.
     pub growing: u64,
+    /// They may only look so, as frees may have been missed.
+    pub growth_is_doubtful: bool,
 }
 
 /// A gate that tripped.
@@ -119,8 +121,13 @@ fn reason(gate: Gate, outcome: Outcome) -> Option<String> {
         bytes,
         count,
         growing,
+        growth_is_doubtful,
     } = outcome;
     match gate {
+        Gate::Growth if growing > 0 && growth_is_doubtful => Some(format!(
+            "{} of memory may grow, unless frees were missed",
+            plural(growing, "stack")
+        )),
         Gate::Growth if growing > 0 => Some(format!(
             "{} of memory {}",
             plural(growing, "stack"),
@@ -181,12 +188,26 @@ mod tests {
     }
 
     #[test]
+    fn doubtful_growth_trips_as_what_may_be() {
+        let outcome = Outcome {
+            growing: 2,
+            growth_is_doubtful: true,
+            ..Outcome::default()
+        };
+        assert_eq!(
+            check(&[Gate::Growth], outcome)[0].why,
+            "2 stacks of memory may grow, unless frees were missed"
+        );
+    }
+
+    #[test]
     fn gates_trip_at_their_limit_and_say_why() {
         let outcome = Outcome {
             stacks: 2,
             bytes: 100,
             count: 1,
             growing: 1,
+            growth_is_doubtful: false,
         };
         let gates = [
             Gate::Count(1),

@@ -19,20 +19,27 @@ const SOON_S: f64 = 365.25 * 86_400.0;
 const LISTED: usize = 10;
 
 /// Writes the growing stacks, which arrive most severe first; nothing when there are none. `limit` is what the times
-/// left are about; `process` tells what to call a process, where there are several.
+/// left are about; `doubtful`: frees may be missing; `process` tells what to call a process, where there are several.
 ///
 /// # Errors
 /// Whatever `out` fails with.
 pub fn write(
     growing: &[Finding],
     limit: Option<Limit>,
+    doubtful: bool,
     process: impl Fn(u32) -> Option<String>,
     out: &mut impl Write,
 ) -> io::Result<()> {
     if growing.is_empty() {
         return Ok(());
     }
-    writeln!(out, "Growing stacks, by proven rate:")?;
+    match doubtful {
+        true => writeln!(
+            out,
+            "Stacks that may be growing, as frees were missed, by rate:"
+        )?,
+        false => writeln!(out, "Growing stacks, by proven rate:")?,
+    }
     for finding in growing.iter().take(LISTED) {
         write_finding(finding, limit, process(finding.entry.tgid), out)?;
     }

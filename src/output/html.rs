@@ -78,6 +78,7 @@ pub fn write(page: &Page<'_>, out: &mut impl Write) -> io::Result<()> {
             "title" => markup::escape(&title),
             "style" => STYLE.to_owned(),
             "theme" => THEME.to_owned(),
+            "certainty" => certainty(page).to_owned(),
             "headline" => headline::headline(page),
             "alerts" => alerts::alerts(page, &data.places),
             "largest" => run::largest(page.recording),
@@ -92,6 +93,14 @@ pub fn write(page: &Page<'_>, out: &mut impl Write) -> io::Result<()> {
         rest = after;
     }
     out.write_all(rest.as_bytes())
+}
+
+/// How sure growth is, as a class of the page: where it isn't, nothing is red.
+fn certainty(page: &Page<'_>) -> &'static str {
+    match run::last_losses(page.recording).may_lack_frees() {
+        true => "doubtful",
+        false => "certain",
+    }
 }
 
 /// The content security policy: the page's own scripts and styles by their hash, and no request to anywhere.

@@ -58,6 +58,7 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allocations: Vec<AllocationPart<'a>>,
     growing: Vec<EntryPart<'a>>,
+    growth_is_doubtful: bool,
     tripped: Vec<TrippedPart<'a>>,
 }
 
@@ -236,6 +237,7 @@ fn document<'a>(
             .iter()
             .map(|Finding { entry, growth }| entry_part(entry, growth))
             .collect(),
+        growth_is_doubtful: findings.growth_is_doubtful(),
         tripped: tripped
             .iter()
             .map(|t| TrippedPart {

@@ -48,6 +48,13 @@ pub fn warning(losses: &Losses) -> Option<String> {
             ),
         ),
         (
+            losses.unseen_frees,
+            format!(
+                "{} ways to free not seen, their blocks are shown until their address is used again",
+                losses.unseen_frees
+            ),
+        ),
+        (
             losses.unfollowed,
             format!(
                 "{} C++ allocations not followed, so large that failing with an exception could have ended the program",

@@ -207,7 +207,14 @@ impl<'a> Reporter<'a> {
         }
         let findings = self.outputs.filter_growing(findings);
         let named = |tgid| occasion.name_of(tgid);
-        Ok(growth::write(&findings, limit, named, &mut self.out)?)
+        let doubtful = snapshot.losses.may_lack_frees();
+        Ok(growth::write(
+            &findings,
+            limit,
+            doubtful,
+            named,
+            &mut self.out,
+        )?)
     }
 }
 

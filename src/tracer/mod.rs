@@ -108,6 +108,8 @@ pub struct Tracer<'obj> {
     executed: HashMap<u32, u64>,
     tables: UnwindTables,
     finished: FinishedStacks,
+    /// Ways of the kernel's to free memory that can't be seen.
+    unseen_frees: u64,
 }
 
 impl<'obj> Tracer<'obj> {
@@ -151,6 +153,7 @@ impl<'obj> Tracer<'obj> {
             executed: HashMap::new(),
             tables,
             finished: FinishedStacks::default(),
+            unseen_frees: 0,
         })
     }
 
@@ -250,6 +253,7 @@ impl<'obj> Tracer<'obj> {
     pub fn attach_kernel(&mut self) -> Result<Vec<UnseenFrees>> {
         let (links, unseen) = kernel_events::attach(&self.skel.progs)?;
         self.links.extend(links);
+        self.unseen_frees = unseen.len() as u64;
         Ok(unseen)
     }
 

@@ -145,6 +145,7 @@ impl Tracer<'_> {
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,
+            unseen_frees: self.unseen_frees,
             unfollowed: lost.unfollowed,
             processes: lost.processes,
             events: kernel_events::missed(&self.skel.progs),

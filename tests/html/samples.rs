@@ -184,10 +184,7 @@ pub fn service() -> String {
         let mut more = vec![
             ("rss_bytes", json!(180_000_000 + at * 118_000)),
             ("headroom", json!({"bytes": 900_000_000, "limit": "cgroup"})),
-            (
-                "losses",
-                json!({"stacks": at / 2, "missed_frees": at / 100}),
-            ),
+            ("losses", json!({"stacks": at / 2, "unfollowed": at / 100})),
         ];
         if at == 60 {
             more.push(("reason", json!("mark")));

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use super::markup::{escape, name_of, path_of};
+use super::run::last_losses;
 use super::{Page, growing, words};
 use crate::analysis::growth::{StackGrowth, Verdict};
 use crate::recording::model::Recording;
@@ -15,7 +16,13 @@ const MOST_ALERTS: usize = 12;
 /// The stacks that grow. `places` tells where the page's data has a stack.
 pub fn alerts(page: &Page<'_>, places: &HashMap<usize, usize>) -> String {
     let growing = growing(page);
-    let mut html = "<section id=\"growth\" class=\"panel\" aria-labelledby=\"growth-title\">\n<div class=\"panel-head\"><h2 id=\"growth-title\">Growing stacks</h2>".to_owned();
+    let title = match last_losses(page.recording).may_lack_frees() {
+        true => "Stacks that may be growing",
+        false => "Growing stacks",
+    };
+    let mut html = format!(
+        "<section id=\"growth\" class=\"panel\" aria-labelledby=\"growth-title\">\n<div class=\"panel-head\"><h2 id=\"growth-title\">{title}</h2>"
+    );
     if growing.is_empty() {
         let _ = write!(html, "</div>\n{}\n</section>", no_alert(page));
         return html;

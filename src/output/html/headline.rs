@@ -137,10 +137,16 @@ fn growing_sentence(
         Some(rate) => format!("gains {}", words::rate(rate.bytes_per_s)),
         None => "gains memory in every snapshot".to_owned(),
     };
+    let doubtful = last.losses.may_lack_frees();
+    let grow = match (growing.len(), doubtful) {
+        (1, false) => "is growing",
+        (_, false) => "are growing",
+        (_, true) => "may be growing",
+    };
     let verdict = match growing.len() {
-        1 => format!("One stack is growing: {name} {gains}."),
+        1 => format!("One stack {grow}: {name} {gains}."),
         many => format!(
-            "{} stacks are growing. The fastest, {name}, {gains}.",
+            "{} stacks {grow}. The fastest, {name}, {gains}.",
             words::count(many as u64)
         ),
     };
@@ -154,16 +160,26 @@ fn growing_sentence(
             Limit::Cgroup => "the memory limit of its cgroup",
             Limit::Available => "the memory available on the machine",
         });
-    let more = soonest.map(|seconds| {
+    let left = soonest.map(|seconds| {
         format!(
             "At this rate {limit} is used up in {}.",
             words::forecast(seconds)
         )
     });
+    let left = left.unwrap_or_default();
+    if doubtful {
+        return Sentence {
+            tone: Tone::Unsure,
+            verdict,
+            more: format!("Frees were missed: what looks like growth may be none. {left}")
+                .trim_end()
+                .to_owned(),
+        };
+    }
     Sentence {
         tone: Tone::Alert,
         verdict,
-        more: more.unwrap_or_default(),
+        more: left,
     }
 }
 

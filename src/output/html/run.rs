@@ -172,6 +172,38 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             "An address was handed out again while it still counted as live; the older block was replaced.",
         ),
         (
+            losses.unseen_frees,
+            format!(
+                "{} of freeing not seen.",
+                plural(losses.unseen_frees, "way is", "ways are")
+            ),
+            "The kernel does not tell of them; such blocks are shown until their address is handed out again.",
+        ),
+        (
+            losses.events,
+            format!(
+                "{} of the kernel not seen.",
+                plural(losses.events, "event was", "events were")
+            ),
+            "They came in an interrupt of memleak’s own program.",
+        ),
+        (
+            losses.processes,
+            format!(
+                "{} not traced.",
+                plural(losses.processes, "process was", "processes were")
+            ),
+            "There were too many; name fewer.",
+        ),
+        (
+            losses.files,
+            format!(
+                "{} not read to the end.",
+                plural(losses.files, "file was", "files were")
+            ),
+            "Some frames may stay unknown or missing.",
+        ),
+        (
             losses.unfollowed,
             format!(
                 "{} not followed.",

@@ -5,6 +5,7 @@ use super::samples::{self, HOSTILE, HOSTILE_SHOWN};
 use super::*;
 use crate::analysis::growth::{Verdict, analyze};
 use crate::recording::read::read;
+use crate::snapshot::Losses;
 
 /// A recording and what the analysis says of it.
 struct Sample {
@@ -181,6 +182,30 @@ fn the_verdict_is_a_sentence() {
     let partial = page(&load(&samples::partial()));
     assert!(partial.contains("2 snapshots are too few to tell"));
     assert!(partial.contains("holds the top stacks of each report only"));
+}
+
+#[test]
+fn growth_is_no_alarm_where_frees_may_be_missing() {
+    let certain = page(&load(&samples::service()));
+    assert!(certain.contains("tone-alert") && certain.contains("<body class=\"certain\">"));
+    let losses: [fn(&mut Losses) -> &mut u64; 5] = [
+        |losses| &mut losses.missed_frees,
+        |losses| &mut losses.unseen_frees,
+        |losses| &mut losses.events,
+        |losses| &mut losses.threads,
+        |losses| &mut losses.ranges,
+    ];
+    for loss in losses {
+        let mut sample = load(&samples::service());
+        let last = sample.recording.snapshots.last_mut().expect("a snapshot");
+        *loss(&mut last.losses) = 1;
+        let page = page(&sample);
+        assert!(page.contains("2 stacks may be growing. The fastest, "));
+        assert!(page.contains("Frees were missed: what looks like growth may be none."));
+        assert!(page.contains("<h2 id=\"growth-title\">Stacks that may be growing</h2>"));
+        assert!(page.contains("<body class=\"doubtful\">"));
+        assert!(page.contains("class=\"headline tone-unsure\""));
+    }
 }
 
 #[test]
