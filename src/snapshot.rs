@@ -148,6 +148,8 @@ pub struct Losses {
     pub unseen_frees: u64,
     /// C++ allocations so large that they could fail, whose exception would not have passed a return probe.
     pub unfollowed: u64,
+    /// Calls by signal handlers on an alternate stack, whose return could not be trapped without ending the program.
+    pub in_handlers: u64,
     /// Processes that were not traced because there were too many.
     pub processes: u64,
     /// Events of the kernel that came while the program for them was at work already, in an interrupt of it.

@@ -13,6 +13,12 @@
 /* What the probes' cookies stand for. Written by the tracer before a probe that needs it is attached. */
 volatile struct function functions[MAX_FUNCTIONS] = {};
 
+/* Of each object that holds an allocator, in no order. Written as `functions` is. */
+volatile struct allocator_code allocator_code[MAX_ALLOCATOR_OBJECTS] = {};
+
+/* Allocators of `allocator_files` whose object lacks a function of its own that maps: they call another's. */
+volatile __u32 allocators_that_call = 0;
+
 /* Only blocks of these sizes in bytes are recorded, both limits included. */
 const volatile __u64 min_size = 0;
 const volatile __u64 max_size = ~0ULL;
@@ -57,6 +63,9 @@ const volatile bool unwind_with_tables = false;
 
 /* The kernel has bpf_find_vma (Linux 5.17). */
 const volatile bool can_find_mappings = false;
+
+/* The kernel tells a task's registers (Linux 5.15). */
+const volatile bool can_read_registers = false;
 
 /* Walks that come to a file without a table yet are handed to the tracer; so are those of a process that is
  * not described yet, where mappings can't be asked for. */

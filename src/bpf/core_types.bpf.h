@@ -171,6 +171,8 @@ struct task_struct {
 	struct task_struct *real_parent;
 	struct pid *thread_pid;
 	struct signal_struct *signal;
+	unsigned long sas_ss_sp; /* the alternate stack for signal handlers */
+	unsigned long sas_ss_size;
 };
 
 struct kmem_cache {

@@ -9,7 +9,7 @@
 static __always_inline int user_enter(struct pt_regs *ctx)
 {
 	count_activity(entries);
-	return enter_call(ctx, bpf_get_attach_cookie(ctx));
+	return enter_call(ctx, bpf_get_attach_cookie(ctx), true);
 }
 
 static __always_inline int user_leave(struct pt_regs *ctx)
@@ -86,6 +86,14 @@ int thread_exit(void *ctx)
 	return 0;
 }
 
+/* Before a signal's handler runs. */
+SEC("raw_tp/signal_deliver")
+int signal_deliver(void *ctx)
+{
+	note_signal(current_task());
+	return 0;
+}
+
 SEC("raw_tp/sched_process_fork")
 int process_fork(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -144,7 +152,7 @@ int user_leave_plain(struct pt_regs *ctx)
 static __noinline int enter_row(struct pt_regs *ctx, __u64 row)
 {
 	count_activity(entries);
-	return enter_call(ctx, row);
+	return enter_call(ctx, row, false);
 }
 
 #define ENTER_ROW(row)                                                                                       \

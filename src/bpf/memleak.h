@@ -38,8 +38,28 @@ struct function {
 	__u32 length;	 /* of its code in bytes */
 	__u32 allocator; /* number of the allocator that it belongs to; 0: the C library's */
 	__u32 throws;	 /* 1: a call that fails throws an exception, which can't pass a return probe */
-	__u32 zero;
+	__u32 code;	 /* its object's row in `allocator_code`, from 1; 0: none */
 	__u64 constant_size;
+	__u64 offset; /* of the probed instruction in the object's file */
+};
+
+/* Pieces of an object's code that are its allocator's; a power of 2. */
+#define MAX_ALLOCATOR_CODE 16
+
+/* Objects that hold an allocator's code; a power of 2. */
+#define MAX_ALLOCATOR_OBJECTS 64
+
+/*
+ * Where an object's allocator maps memory from, in bytes from the object's beginning in its file. What is
+ * called from there maps for the allocator.
+ */
+struct allocator_code {
+	__u32 count;
+	__u32 zero;
+	struct {
+		__u64 begin;
+		__u64 size;
+	} pieces[MAX_ALLOCATOR_CODE];
 };
 
 /* Cgroups that can be traced at a time. */
@@ -146,6 +166,7 @@ struct lost {
 	__u64 missed_frees; /* an address was handed out that was still live */
 	__u64 processes;    /* `traced_processes` was full */
 	__u64 unfollowed;   /* calls that could have thrown an exception through a return probe */
+	__u64 in_handlers;  /* calls by signal handlers whose return could not be trapped */
 };
 
 /* How often programs ran. */

@@ -20,10 +20,16 @@ struct call {
 	__u32 op;
 	struct block old; /* what realloc was given, taken out of `allocs` for the time being */
 	bool has_old;
-	bool unrecorded; /* left out by a filter or the sampler, though calls within it are nested all the
-			    same */
-	bool trapped;	 /* its return will run a program */
+	bool unrecorded;  /* left out by a filter or the sampler, though calls within it are nested all the
+			     same */
+	bool trapped;	  /* its return will run a program */
+	bool interrupted; /* by a signal: what runs can be a handler of the program's */
+	bool returning;	  /* that came when the function had returned, though not to its caller */
+	__u64 interrupted_sp; /* where the handler's frame is, at the highest */
 };
+
+/* Calls that handlers have interrupted while these make calls of their own. */
+#define MAX_SET_ASIDE 3
 
 /* Words of the stack that are read at once; a power of 2, so that an index is bounded by its mask. */
 #define WINDOW_WORDS 128
@@ -64,9 +70,20 @@ struct sampler {
 	bool sampling;
 };
 
+/* Where signal handlers can run. */
+struct alternate_stack {
+	__u64 begin;
+	__u64 size; /* 0: there is none */
+};
+
 /* Uprobe programs can be preempted, so scratch space belongs to the task, not to the CPU. */
 struct thread {
 	struct call call;
+	struct call set_aside[MAX_SET_ASIDE]; /* the innermost last */
+	__u32 set_aside_count;
+	__u32 zero;
+	struct alternate_stack alternate_stack; /* when a signal came last */
+	__u64 returning_slot; /* the last one of which the kernel's trampoline made use when a signal came */
 	struct sampler sampler;
 	struct stack stack;
 	struct walk walk;
@@ -157,6 +174,9 @@ static __always_inline __u64 return_trampoline(struct task_struct *task)
 	return area ? area->vaddr : 0;
 }
 
+/* What the kernel's trampoline pushes at the most (Linux 6.11). */
+#define TRAMPOLINE_BYTES 32
+
 /* How far from an allocator's function the code lies that maps memory on its behalf, in bytes. */
 #define ALLOCATOR_REACH (1 << 20)
 
@@ -179,22 +199,82 @@ static __always_inline bool is_called_by(const struct call *call, __u64 sp, __u3
 }
 #endif
 
+/* Where a function that has just been entered returns to. */
+static __always_inline __u64 return_address_at_entry(struct pt_regs *ctx)
+{
+#if RETURN_ADDRESS_ON_STACK
+	return read_user_word(regs_sp(ctx));
+#else
+	return ctx->regs[30];
+#endif
+}
+
+static __always_inline struct alternate_stack alternate_stack_of(struct task_struct *task)
+{
+	if (has_task_storage)
+		return (struct alternate_stack){task->sas_ss_sp, task->sas_ss_size};
+	return (struct alternate_stack){BPF_CORE_READ(task, sas_ss_sp), BPF_CORE_READ(task, sas_ss_size)};
+}
+
+/*
+ * Whether an address is on the stack that the thread has set up for signal handlers: also while the kernel
+ * does not know of it, as it can be told to for a handler's time.
+ */
+static __always_inline bool is_on_alternate_stack(struct task_struct *task, const struct thread *thread,
+						  __u64 address)
+{
+	struct alternate_stack stack = alternate_stack_of(task);
+
+	if (!stack.size)
+		stack = thread->alternate_stack;
+	return address > stack.begin && address - stack.begin <= stack.size;
+}
+
+/* Whether the recorded call still has its frame when another probe is hit with stack pointer `sp`. A handler
+ * on an alternate stack can be above what it has interrupted. */
+static __always_inline bool has_a_frame(struct task_struct *task, const struct thread *thread, __u64 sp)
+{
+	const struct call *call = &thread->call;
+
+	return sp <= call->sp ||
+	       (is_on_alternate_stack(task, thread, sp) && !is_on_alternate_stack(task, thread, call->sp));
+}
+
+/* What a signal's frame takes at the least (x86-64): the red zone, the registers, those of the FPU. */
+#define SIGNAL_FRAME_BYTES (128 + 440 + 512)
+
+/* Whether a call with stack pointer `sp` can be made by the handler of a signal that came during `call`. */
+static __always_inline bool may_be_of_a_handler(struct task_struct *task, const struct thread *thread,
+						__u64 sp)
+{
+	const struct call *call = &thread->call;
+
+	if (!call->interrupted)
+		return false;
+	return sp + SIGNAL_FRAME_BYTES <= call->interrupted_sp ||
+	       is_on_alternate_stack(task, thread, sp) != is_on_alternate_stack(task, thread, call->sp);
+}
+
 /*
  * Whether the recorded call is still under way when another probe is hit with stack pointer `sp`.
  * A thread can leave a call without returning (longjmp, an exception), so the record is stale once the
- * stack pointer is above the call's frame, or once the slot of its return address holds something else.
+ * stack pointer is above the call's frame, or once the slot of its return address holds something else:
+ * but for a handler's time while the kernel's trampoline uses the slot.
  * An equal stack pointer is a tail call, for which the slot decides.
  */
-static __always_inline bool call_is_live(struct task_struct *task, const struct call *call, __u64 sp,
+static __always_inline bool call_is_live(struct task_struct *task, const struct thread *thread, __u64 sp,
 					 __u32 row, bool maps_memory)
 {
+	const struct call *call = &thread->call;
 #if RETURN_ADDRESS_ON_STACK
 	__u64 slot, trampoline;
 #endif
 
-	if (!call->sp || sp > call->sp)
+	if (!call->sp || !has_a_frame(task, thread, sp))
 		return false;
 #if RETURN_ADDRESS_ON_STACK
+	if (call->returning)
+		return may_be_of_a_handler(task, thread, sp);
 	slot = read_user_word(call->sp);
 	trampoline = return_trampoline(task);
 	if (call->trapped)
@@ -203,8 +283,68 @@ static __always_inline bool call_is_live(struct task_struct *task, const struct 
 	return (slot == call->return_address || (trampoline && slot == trampoline)) &&
 	       is_called_by(call, sp, row, maps_memory);
 #else
-	return sp < call->sp;
+	return sp != call->sp;
 #endif
+}
+
+/* Makes room for a handler's call within the one that it has interrupted; returns whether there was any. */
+static __always_inline bool set_call_aside(struct thread *thread)
+{
+	__u32 count = thread->set_aside_count;
+
+	if (count >= MAX_SET_ASIDE)
+		return false;
+	thread->set_aside[count] = thread->call;
+	thread->set_aside_count = count + 1;
+	return true;
+}
+
+/* Goes back to the call that was set aside last, or to none. */
+static __always_inline void take_call_up(struct thread *thread)
+{
+	__u32 count = thread->set_aside_count - 1;
+
+	thread->call.sp = 0;
+	if (count >= MAX_SET_ASIDE)
+		return;
+	thread->call = thread->set_aside[count];
+	thread->set_aside_count = count;
+}
+
+/*
+ * A signal has come, and its handler is about to run, if it has one. Where the kernel can tell: the function
+ * may have returned to the kernel's trampoline, which still has to report that.
+ */
+static __always_inline void note_signal(struct task_struct *task)
+{
+	struct thread *thread = thread_of(task, false);
+	struct alternate_stack alternate;
+	struct call *call;
+	__u64 sp;
+
+	if (!thread || !thread->call.sp)
+		return;
+	call = &thread->call;
+	alternate = alternate_stack_of(task);
+	if (alternate.size)
+		thread->alternate_stack = alternate;
+	sp = call->sp;
+#if RETURN_ADDRESS_ON_STACK
+	if (can_read_registers && has_task_storage) {
+		struct pt_regs *regs = (struct pt_regs *)bpf_task_pt_regs(task);
+		__u64 trampoline = return_trampoline(task);
+
+		sp = regs->rsp;
+		if (trampoline && regs->rip - trampoline < page_bytes &&
+		    SP_AT_RETURN(call->sp) - sp <= TRAMPOLINE_BYTES) {
+			call->returning = true;
+			thread->returning_slot = call->sp;
+		}
+	}
+#endif
+	if (!call->interrupted || sp > call->interrupted_sp)
+		call->interrupted_sp = sp;
+	call->interrupted = true;
 }
 
 /* Whether a return with stack pointer `sp` is that of the recorded call. */

@@ -179,6 +179,43 @@ static __always_inline bool read_stack(struct walk *walk, __u64 address, __u64 *
 #define SIGNAL_FRAME_RSP 160
 #define SIGNAL_FRAME_RIP 168
 
+#if RETURN_ADDRESS_ON_STACK
+/*
+ * Where the return address lies while the kernel's trampoline (Linux 6.11) goes back to it, in bytes from the
+ * stack pointer: behind its system call, and each register that it pops.
+ */
+static __always_inline __s64 trampoline_slot(__u64 position)
+{
+	return position == 13 ? 16 : position == 15 ? 8 : position == 16 ? 0 : -1;
+}
+
+/*
+ * A signal can come when a function has returned to the kernel's trampoline, and not yet from there: it is as
+ * if its caller had been interrupted.
+ */
+static __always_inline bool leave_trampoline(struct walk *walk)
+{
+	__u64 position = walk->pc - return_trampoline(current_task()), slot = walk->hijacked_slot;
+	__s64 offset;
+
+	if (position >= page_bytes)
+		return true;
+	if (SP_AT_RETURN(slot) - walk->sp <= TRAMPOLINE_BYTES) {
+		walk->pc = original_return_address(slot);
+	} else {
+		offset = trampoline_slot(position);
+		slot = walk->sp + offset;
+		if (offset < 0 || !read_stack(walk, slot, &walk->pc))
+			return true;
+	}
+	walk->sp = SP_AT_RETURN(slot);
+	walk->is_return_address = 1;
+	return true;
+}
+#else
+#define leave_trampoline(walk) true
+#endif
+
 static __always_inline bool step_over_signal_frame(struct walk *walk)
 {
 	__u64 frame = walk->sp;
@@ -188,7 +225,7 @@ static __always_inline bool step_over_signal_frame(struct walk *walk)
 	    !read_stack(walk, frame + SIGNAL_FRAME_RIP, &walk->pc))
 		return false;
 	walk->is_return_address = 0;
-	return true;
+	return leave_trampoline(walk);
 }
 
 /* Goes to the caller, whose stack pointer is `cfa` and whose rbp is in memory unless `rbp_slot` says else. */

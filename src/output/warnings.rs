@@ -62,6 +62,14 @@ pub fn warning(losses: &Losses) -> Option<String> {
             ),
         ),
         (
+            losses.in_handlers,
+            format!(
+                "{} calls of signal handlers not followed, made on an alternate stack within other calls, as their \
+                 return could not be trapped without ending the program",
+                losses.in_handlers
+            ),
+        ),
+        (
             losses.processes,
             format!(
                 "{} processes not traced, as there were too many, name fewer",

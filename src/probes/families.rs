@@ -157,7 +157,7 @@ impl Members {
 }
 
 /// Whose the object's plain `malloc` is; none where nothing tells.
-fn owner(symbols: &Symbols<'_>) -> Option<&'static str> {
+pub fn owner(symbols: &Symbols<'_>) -> Option<&'static str> {
     let malloc = symbols.find("malloc")?;
     OWNERS
         .iter()

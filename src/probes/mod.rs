@@ -4,6 +4,7 @@
 mod discover;
 mod families;
 mod inspect;
+mod internals;
 mod linker;
 mod own;
 mod site;
@@ -11,6 +12,7 @@ mod symbols;
 mod table;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -82,12 +84,20 @@ pub struct Plan {
     pub last_resort: Vec<Probe>,
     /// Functions that could be expected and that the object lacks.
     pub missing: Vec<String>,
+    /// Where the object's allocator maps memory from: ranges of its file in bytes.
+    pub allocator_code: Vec<Range<u64>>,
 }
 
 impl Plan {
     /// Whether blocks that are allocated here would be seen.
     pub fn allocates(&self) -> bool {
         allocate(&self.probes)
+    }
+
+    /// Whether the object has a function that maps memory.
+    pub fn maps(&self) -> bool {
+        let maps = |probe: &Probe| probe.signature.operation == Operation::Mmap;
+        self.probes.iter().any(maps)
     }
 
     /// Probes what otherwise would be left to another allocator, for there is none.
@@ -162,10 +172,15 @@ fn plan(symbols: &Symbols<'_>, file: &str, search: Search<'_>) -> Plan {
             false => probes.push(probe),
         }
     }
+    let allocator_code = match allocate(&probes) || allocate(&last_resort) {
+        true => internals::allocator_code(symbols),
+        false => Vec::new(),
+    };
     Plan {
         probes,
         last_resort,
         missing,
+        allocator_code,
     }
 }
 

@@ -10,6 +10,7 @@ use object::read::elf::{
 };
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 
 use crate::reader::limits;
 use crate::unwind::function_starts;
@@ -184,6 +185,12 @@ impl<'data> Symbols<'data> {
         let bytes = self.data.get(offset..offset.checked_add(size)?)?;
         let begin = usize::try_from(function.address - segment.address).ok()?;
         Some((bytes, begin))
+    }
+
+    /// Where the loadable segment that holds `function` is in the file, in bytes.
+    pub fn file_range(&self, function: &Function) -> Option<Range<u64>> {
+        let segment = self.segment_of(function.address)?;
+        Some(segment.offset..segment.offset.checked_add(segment.size)?)
     }
 
     fn file_offset(&self, address: u64) -> Option<u64> {

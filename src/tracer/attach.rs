@@ -21,15 +21,20 @@ pub struct ObjectProbes {
     pub probes: Vec<(u32, Probe)>,
 }
 
-/// Watches the ends of threads.
+/// Watches what happens to threads between calls: their ends, and signals.
 ///
 /// # Errors
 /// Fails when the kernel refuses.
-pub fn attach_thread_exit(programs: &MemleakProgs<'_>) -> Result<Link> {
-    programs
-        .thread_exit
-        .attach_raw_tracepoint("sched_process_exit")
-        .context("failed to attach to the tracepoint `sched_process_exit`")
+pub fn attach_threads(programs: &MemleakProgs<'_>) -> Result<[Link; 2]> {
+    let attach = |program: &ProgramMut<'_>, tracepoint: &str| {
+        program
+            .attach_raw_tracepoint(tracepoint)
+            .with_context(|| format!("failed to attach to the tracepoint `{tracepoint}`"))
+    };
+    Ok([
+        attach(&programs.thread_exit, "sched_process_exit")?,
+        attach(&programs.signal_deliver, "signal_deliver")?,
+    ])
 }
 
 /// Watches a dynamic linker, at the offset in its file of the function that it calls for debuggers' sake, in the process
@@ -148,7 +153,7 @@ pub fn uses(attachment: Attachment, program: &str) -> bool {
             .is_some_and(|row| row.parse::<u32>().is_ok())
     };
     match attachment {
-        _ if matches!(program, "thread_exit" | "code_change") => true,
+        _ if matches!(program, "thread_exit" | "signal_deliver" | "code_change") => true,
         Attachment::Session => matches!(
             program,
             "user_session" | "user_free_multi" | "empty_session"

@@ -1,15 +1,52 @@
 //! The table of probed functions, by which one program serves all of them: a row for each, and the allocators that they
 //! belong to. Knows nothing of how probes are attached.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
+use libbpf_rs::{MapCore as _, MapFlags};
 
 use super::skel::types;
-use super::{Attachment, Tracer};
-use crate::probes::{LIBC, Operation, Probe};
+use super::{Attachment, Tracer, unwind_tables};
+use crate::probes::{LIBC, ObjectPlan, Operation, Probe};
 
 impl Tracer<'_> {
+    /// Tells the programs where an object's allocator maps memory from; gives the row of that, from 1; 0: none.
+    pub(super) fn describe_code(&mut self, object: &ObjectPlan) -> Result<u32> {
+        let code = &object.plan.allocator_code;
+        let data = self
+            .skel
+            .maps
+            .bss_data
+            .as_deref_mut()
+            .context("the programs' table of allocators is missing")?;
+        // what found no room is told by the calls that are under way
+        let Some(row) = data.allocator_code.get_mut(self.objects) else {
+            return Ok(0);
+        };
+        if code.is_empty() {
+            return Ok(0);
+        }
+        for (piece, range) in row.pieces.iter_mut().zip(code) {
+            piece.begin = range.start;
+            piece.size = range.end - range.start;
+            row.count += 1;
+        }
+        self.objects += 1;
+        let row = u32::try_from(self.objects)?;
+        if let Ok(found) = fs::metadata(&object.path) {
+            let key = unwind_tables::file_key((found.dev(), found.ino()))?;
+            let files = &self.skel.maps.allocator_files;
+            files
+                .update(&key, &row.to_ne_bytes(), MapFlags::ANY)
+                .context("failed to write the map `allocator_files`")?;
+            data.allocators_that_call += u32::from(!object.plan.maps());
+        }
+        Ok(row)
+    }
+
     /// The number of an allocator, which is added if it is new; 0 for the C library's.
     fn number_allocator(&mut self, allocator: &Arc<str>) -> u32 {
         if &**allocator == LIBC {
@@ -23,8 +60,8 @@ impl Tracer<'_> {
         u32::try_from(index + 1).unwrap_or(0)
     }
 
-    /// Puts a function into the table that the programs read; gives its row.
-    pub(super) fn describe(&mut self, probe: &Probe) -> Result<u32> {
+    /// Puts a function into the table that the programs read; gives its row. `code` is the row of its object's allocator.
+    pub(super) fn describe(&mut self, probe: &Probe, code: u32) -> Result<u32> {
         // without cookies each row takes a program, of which there are few: functions that are alike share one
         if self.attachment == Attachment::Plain
             && let Some(row) = self.functions.iter().position(|known| known.is_like(probe))
@@ -55,7 +92,8 @@ impl Tracer<'_> {
             constant_size: signature.constant_size,
             allocator,
             throws: signature.throws.into(),
-            zero: 0,
+            code,
+            offset: probe.offset(),
             length: u32::try_from(probe.length).unwrap_or(u32::MAX),
         };
         self.functions.push(probe.clone());

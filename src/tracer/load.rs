@@ -122,6 +122,7 @@ fn configure(
     let will_be_known = rodata.can_find_mappings || config.processes.is_none();
     rodata.defer_walks = tables && will_be_known && !config.combined;
     let defer_walks = rodata.defer_walks;
+    rodata.can_read_registers = kernel::has_helper("BPF_FUNC_task_pt_regs")?;
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;
     rodata.trace_kernel = config.kernel.is_some();

@@ -100,6 +100,8 @@ pub struct Tracer<'obj> {
     config: Config,
     unwinder: Unwinder,
     functions: Vec<Probe>,
+    /// Objects whose allocator's code the programs know.
+    objects: usize,
     /// Allocators beside the C library's, by number from 1.
     allocators: Vec<Arc<str>>,
     /// The numbers of the allocators of stacks that were asked for.
@@ -148,6 +150,7 @@ impl<'obj> Tracer<'obj> {
             config,
             unwinder,
             functions: Vec::new(),
+            objects: 0,
             allocators: Vec::new(),
             allocator_of: HashMap::new(),
             executed: HashMap::new(),
@@ -168,15 +171,16 @@ impl<'obj> Tracer<'obj> {
     /// Fails when the kernel refuses, or when there are too many functions.
     pub fn attach(&mut self, object: &ObjectPlan, pid: Option<u32>) -> Result<()> {
         let mut probes = Vec::new();
+        let code = self.describe_code(object)?;
         for probe in &object.plan.probes {
-            probes.push((self.describe(probe)?, probe.clone()));
+            probes.push((self.describe(probe, code)?, probe.clone()));
         }
         let object = ObjectProbes {
             path: object.path.clone(),
             shown: object.shown.clone(),
             probes,
         };
-        self.watch_thread_exits()?;
+        self.watch_threads()?;
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
@@ -187,7 +191,7 @@ impl<'obj> Tracer<'obj> {
     /// # Errors
     /// Fails when the kernel refuses.
     pub fn attach_processes(&mut self) -> Result<()> {
-        self.watch_thread_exits()?;
+        self.watch_threads()?;
         let Some(filter) = &self.config.processes else {
             return Ok(());
         };
@@ -237,11 +241,10 @@ impl<'obj> Tracer<'obj> {
         processes::clear(&self.skel.maps, ended, used)
     }
 
-    /// Watches the ends of threads, once.
-    fn watch_thread_exits(&mut self) -> Result<()> {
+    /// Watches threads, once.
+    fn watch_threads(&mut self) -> Result<()> {
         if self.links.is_empty() {
-            self.links
-                .push(attach::attach_thread_exit(&self.skel.progs)?);
+            self.links.extend(attach::attach_threads(&self.skel.progs)?);
         }
         Ok(())
     }

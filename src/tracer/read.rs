@@ -147,6 +147,7 @@ impl Tracer<'_> {
             missed_frees: lost.missed_frees,
             unseen_frees: self.unseen_frees,
             unfollowed: lost.unfollowed,
+            in_handlers: lost.in_handlers,
             processes: lost.processes,
             events: kernel_events::missed(&self.skel.progs),
             cut: cut_stacks(&data.stacks_cut).plus(self.finished.cut()),

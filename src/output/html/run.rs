@@ -215,6 +215,18 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             ),
             "Failing with an exception while its return is probed could have ended the program, and it was large enough to fail.",
         ),
+        (
+            losses.in_handlers,
+            format!(
+                "{} not followed.",
+                plural(
+                    losses.in_handlers,
+                    "call of a signal handler was",
+                    "calls of signal handlers were"
+                )
+            ),
+            "They were made on an alternate stack within other calls, and trapping their return would have ended the program.",
+        ),
     ];
     let happened = all.into_iter().filter(|(number, ..)| *number > 0);
     happened.map(|(_, what, hint)| (what, hint)).collect()

@@ -398,7 +398,7 @@ fn shown(mapping: &CodeMapping, segment: Segment) -> u64 {
 }
 
 /// A file's key in `unwind_files`.
-fn file_key((device, inode): FileId) -> Result<Vec<u8>> {
+pub fn file_key((device, inode): FileId) -> Result<Vec<u8>> {
     encode(|key: &mut unwind_file_key| {
         key.inode = inode;
         // the kernel's own numbering of devices

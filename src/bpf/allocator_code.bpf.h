@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/*
+ * Whose memory an mmap is: an allocator's own, whichever of its functions asks for it, or the program's.
+ * Knows nothing of calls that are under way.
+ */
+#ifndef ALLOCATOR_CODE_BPF_H
+#define ALLOCATOR_CODE_BPF_H
+
+#include "live_mappings.bpf.h"
+
+/* mmap(2), from the kernel's uapi */
+#define MAP_ANONYMOUS 0x20
+#define MAP_STACK 0x20000
+
+/* Files of `allocator_code`, each with its row there, from 1. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_ALLOCATOR_OBJECTS);
+	__type(key, struct unwind_file_key);
+	__type(value, __u32);
+} allocator_files SEC(".maps");
+
+/* Whether a place in an object's file, in bytes from its beginning, is code of the object's allocator. */
+static __always_inline bool is_allocator_code(__u32 object, __u64 offset)
+{
+	const volatile struct allocator_code *code;
+	__u32 i;
+
+	if (!object)
+		return false;
+	code = &allocator_code[(object - 1) & (MAX_ALLOCATOR_OBJECTS - 1)];
+	for (i = 0; i < MAX_ALLOCATOR_CODE; i++)
+		if (i < code->count && offset - code->pieces[i].begin < code->pieces[i].size)
+			return true;
+	return false;
+}
+
+/* An address as a place in an allocator's object. */
+struct code_place {
+	__u64 address;
+	__u64 offset;
+	__u32 object; /* row in `allocator_code`, from 1; 0: it is in none */
+	__u32 zero;
+};
+
+static long find_place_in_vma(struct task_struct *task, struct vm_area_struct *vma, struct code_place *place)
+{
+	struct file *file = vma->vm_file;
+	struct unwind_file_key key = {};
+	__u32 *object;
+
+	if (!file)
+		return 0;
+	key.inode = file->f_inode->i_ino;
+	key.device = file->f_inode->i_sb->s_dev;
+	object = bpf_map_lookup_elem(&allocator_files, &key);
+	if (!object)
+		return 0;
+	place->object = *object;
+	place->offset = ((__u64)vma->vm_pgoff << PAGE_SHIFT) + place->address - vma->vm_start;
+	return 0;
+}
+
+/* Whether an address is code of an allocator that calls another object's mmap. */
+static __always_inline bool is_in_other_allocator(struct task_struct *task, __u64 address)
+{
+	struct code_place place = {.address = address};
+	int tries;
+
+	/* the kernel can't say while another thread changes the mappings: that takes microseconds */
+	for (tries = 0; tries < FIND_VMA_TRIES; tries++)
+		if (bpf_find_vma(task, address, find_place_in_vma, &place, 0) != -EBUSY)
+			break;
+	return is_allocator_code(place.object, place.offset);
+}
+
+/*
+ * Whether memory is mapped for an allocator, whatever function of its own it is in, or in none: what calls
+ * mmap is the allocator's code. In the C library that is all code but what maps stacks. `live` as in
+ * capture_user_stack().
+ */
+static __always_inline bool maps_for_allocator(struct pt_regs *ctx, struct task_struct *task,
+					       const volatile struct function *function, __u64 flags,
+					       bool live)
+{
+	__u64 caller;
+
+	if (function->op != OP_MMAP || !(flags & MAP_ANONYMOUS) || flags & MAP_STACK)
+		return false;
+	caller = return_address_at_entry(ctx);
+	if (is_allocator_code(function->code, function->offset + (caller - regs_pc(ctx))))
+		return true;
+	return live && can_find_mappings && allocators_that_call && is_in_other_allocator(task, caller);
+}
+
+#endif
