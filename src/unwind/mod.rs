@@ -196,7 +196,12 @@ fn changes(image: &Image, rules: &mut Dictionary) -> Vec<Change> {
     };
     for (entry, fallback) in entries {
         changes.begin(entry);
-        let mut emit = |address, rule: Rule| changes.add(address, rules.intern(rule.encode()));
+        let mut emit = |address: u64, rule: Rule| {
+            // a return leads to its first byte without a call before it, and a walk looks a byte earlier: in padding
+            let returned_to = address == entry.start && matches!(rule, Rule::Stop | Rule::Signal);
+            let address = address.saturating_sub(u64::from(returned_to));
+            changes.add(address, rules.intern(rule.encode()));
+        };
         if let (false, Some(section)) = (fallback, &mut eh_frame) {
             section.rules(entry, &mut emit);
         } else if let (true, Some(section)) = (fallback, &mut debug_frame) {

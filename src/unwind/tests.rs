@@ -181,6 +181,25 @@ fn hand_written_parts_of_libc_have_their_special_rules() {
     assert!(rules.contains(&Rule::Stop), "clone, the root of a thread");
 }
 
+/// A signal handler and a makecontext return to the first byte of a function that did not call them.
+#[test]
+fn a_byte_before_what_is_returned_to_and_never_calls_its_rule_holds() {
+    let source = r#"__asm__(".text\n.balign 16\n.globl before\nbefore: .cfi_startproc\n ret\n .cfi_endproc\n"
+        ".balign 16, 0x90\n.globl root\nroot: .cfi_startproc\n .cfi_undefined rip\n nop\n ret\n .cfi_endproc\n");
+        int main(void) { return 0; }"#;
+    let file = compile(source, &["-no-pie"]);
+    let elf = object::read::elf::ElfFile64::<object::LittleEndian>::parse(&file[..]).unwrap();
+    let address = |name: &str| {
+        use object::{Object as _, ObjectSymbol as _};
+        elf.symbol_by_name(name).unwrap().address()
+    };
+    let table = build(&file[..]).unwrap();
+    assert_eq!(table.lookup(address("root") - 1), Some(Rule::Stop));
+    let plain = offset(Base::Rsp, 8, SavedRbp::Same);
+    assert_eq!(table.lookup(address("before")), Some(plain));
+    assert_eq!(table.lookup(address("root") - 2), Some(plain));
+}
+
 #[test]
 fn a_static_program_has_its_root_marked() {
     let bytes = compile("int main(void) { return 0; }", &["-static", "-O2"]);
