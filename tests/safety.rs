@@ -157,6 +157,27 @@ fn a_setuid_command_runs_with_its_owners_rights() {
     }
 }
 
+/// What a return probe replaces, a sanitizer reads as its own stack trace: that is said.
+#[test]
+fn a_program_that_takes_stacks_of_its_own_is_warned_of() {
+    require_root();
+    let program = fixture::c_with("known_leak", &["-fsanitize=address"]);
+    let mut command = memleak::command();
+    // its own report would end it with another status
+    command
+        .env("ASAN_OPTIONS", "detect_leaks=0")
+        .args([NEVER, "--"]);
+    let mut running = Running::spawn(command.arg(&program));
+    running.expect("ready");
+    running.send_line();
+    running.expect("done");
+    let finished = finish_well(running);
+    let told = |line: &String| {
+        line.contains("AddressSanitizer, whose own stack traces show memleak's return probes")
+    };
+    assert!(finished.stderr.iter().any(told), "{finished:#?}");
+}
+
 #[test]
 fn a_go_program_lives_on_and_its_c_code_is_seen() {
     require_root();

@@ -4,6 +4,7 @@
 use anyhow::{Context as _, Result};
 use serde::{Deserialize, Serialize};
 
+use super::internals::MOST_PIECES;
 use super::symbols::Symbols;
 use super::table::Signature;
 use super::{OwnFunction, Plan, Probe, ProbeAt, Search, plan, plan_own};
@@ -91,6 +92,11 @@ impl Inspection {
         probes.len() + plan.missing.len() <= MOST_PROBES
             && probes.iter().all(inside)
             && self.places.iter().flatten().all(|place| *place < length)
+            && plan.allocator_code.len() <= MOST_PIECES
+            && plan
+                .allocator_code
+                .iter()
+                .all(|piece| piece.start < piece.end && piece.end <= length)
             && names
                 .chain(plan.missing.iter().map(String::as_str))
                 .all(is_short)

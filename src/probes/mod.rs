@@ -7,6 +7,7 @@ mod inspect;
 mod internals;
 mod linker;
 mod own;
+mod own_traces;
 mod site;
 mod symbols;
 mod table;
@@ -22,6 +23,7 @@ pub use families::LIBC;
 pub use inspect::{Inspection, Question, inspect};
 pub use linker::debug_hook;
 pub use own::OwnFunction;
+pub use own_traces::takes_stacks;
 pub use table::{Operation, Signature};
 
 use families::{Member, mapping_members, members};

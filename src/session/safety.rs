@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use rustix::thread::{SecureComputingMode, set_secure_computing_mode};
 
 use super::overhead;
-use crate::probes::{Candidate, ObjectPlan, go_program};
+use crate::probes::{Candidate, ObjectPlan, go_program, takes_stacks};
 use crate::stderr::say;
 use crate::target::Process;
 use crate::tracer::{Attachment, Tracer};
@@ -40,6 +40,14 @@ pub fn check(
     if let Some(path) = go_program(candidates) {
         say!(
             "warning: {} is a Go program: only what its C code allocates is seen, Go's own heap is pprof's",
+            path.display()
+        );
+    }
+    if let Some((path, tool)) = takes_stacks(candidates) {
+        say!(
+            "warning: {} brings {tool}, whose own stack traces show memleak's return probes in place of callers: \
+             its suppressions may not match, and the target may end with another status; for those, run it \
+             without memleak",
             path.display()
         );
     }
