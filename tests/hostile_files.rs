@@ -102,6 +102,16 @@ fn one_line() -> Vec<u8> {
     [&(table.len() as u32).to_le_bytes()[..], &table].concat()
 }
 
+fn uleb(mut number: u64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while number > 0x7f {
+        bytes.push(number as u8 | 0x80);
+        number >>= 7;
+    }
+    bytes.push(number as u8);
+    bytes
+}
+
 /// A section that inflates to so many MiB of zeros.
 fn bomb(name: &'static str, mib: u64) -> Section {
     let mut deflated = ZlibEncoder::new(Vec::new(), Compression::best());
@@ -213,16 +223,46 @@ fn names_of_megabytes_are_cut() {
     assert!(name.ends_with("n[cut]"), "{name}");
 }
 
-/// Names that are the ends of one another, a symbol for each: whoever looks at all of them takes hours.
+/// Names that are the ends of one another, a symbol for each: whoever looks for the end of each takes minutes.
 #[test]
-fn symbols_that_take_hours_to_read_cost_themselves() {
+fn symbols_that_share_one_long_name_are_passed_over() {
     const COUNT: u32 = 1_000_000;
     let mut names = vec![b'a'; COUNT as usize + 2];
     names[0] = 0;
     names[COUNT as usize + 1] = 0;
     let functions = (0..COUNT).map(|index| (1 + index, CODE, 1));
     let (_folder, file) = written(&elf::symbols(functions, names));
-    assert!(is_warned_of(&trace(&file), &file));
+    trace(&file);
+}
+
+/// A million instructions that 50,000 functions begin with.
+#[test]
+fn unwind_information_that_takes_hours_to_read_is_passed_over() {
+    const ADDRESS: u64 = 0x10_0000;
+    let mut common = vec![0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b];
+    common.extend([0x0c, 7, 8, 0x90, 1]);
+    common.extend([0x0e, 0x10].repeat(500_000));
+    common.resize(common.len().next_multiple_of(4), 0);
+    let mut bytes = [&(common.len() as u32).to_le_bytes()[..], &common].concat();
+    for _ in 0..50_000 {
+        let here = bytes.len() as u64;
+        bytes.extend(16u32.to_le_bytes());
+        bytes.extend((here as u32 + 4).to_le_bytes());
+        bytes.extend(((CODE as i64 - (ADDRESS + here + 8) as i64) as i32).to_le_bytes());
+        bytes.extend(8u32.to_le_bytes());
+        bytes.extend([0; 4]);
+    }
+    bytes.extend([0; 4]);
+    let mut sections = elf::named("unwound_call").to_vec();
+    sections.push(Section {
+        flags: 2,
+        address: ADDRESS,
+        ..section(".eh_frame", bytes)
+    });
+    let (_folder, file) = written(&sections);
+    let finished = trace(&file);
+    assert_eq!(name_in_file(&finished), "unwound_call");
+    assert!(!is_warned_of(&finished, &file), "{finished:#?}");
 }
 
 /// As `cp new old` does.
@@ -254,20 +294,6 @@ fn a_file_that_is_cut_while_it_is_read_ends_nobody() {
     });
 }
 
-/// The reader of a memleak, once there is one.
-fn reader_of(memleak: u32) -> u32 {
-    let children = fs::read_to_string(format!("/proc/{memleak}/task/{memleak}/children"));
-    let children = children.expect("the kernel lists children");
-    let mut pids = children
-        .split_whitespace()
-        .map(|pid| pid.parse::<u32>().expect("a pid"));
-    let is_reader = |pid: &u32| {
-        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
-        name.is_ok_and(|name| name == "memleak-reader\n")
-    };
-    pids.find(is_reader).expect("a reader")
-}
-
 fn pid(number: u32) -> Pid {
     Pid::from_raw(number.cast_signed()).expect("a pid")
 }
@@ -278,7 +304,7 @@ fn the_reader_has_no_rights_and_ends_with_memleak() {
     require_root();
     let target = memleak::ready(&fixture::c("maps_code"), &[path_of(&file)]);
     let tracer = attach(target.pid());
-    let reader = reader_of(tracer.pid());
+    let reader = memleak::reader_of(tracer.pid());
     let status = fs::read_to_string(format!("/proc/{reader}/status")).expect("its status");
     let field = |name: &str| -> Vec<&str> {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -315,11 +341,72 @@ fn a_reader_that_is_killed_is_started_again() {
     require_root();
     let mut target = memleak::ready(&fixture::c("maps_code"), &[path_of(&file)]);
     let tracer = attach(target.pid());
-    kill_process(pid(reader_of(tracer.pid())), Signal::KILL).expect("a reader");
+    kill_process(pid(memleak::reader_of(tracer.pid())), Signal::KILL).expect("a reader");
     target.send_line();
     target.expect("done");
     finish_well(target);
     let finished = finish_well(tracer);
     assert_eq!(name_in_file(&finished), "harmless_call");
     assert!(!is_warned_of(&finished, &file), "{finished:#?}");
+}
+
+/// Writes a file whose one function has a rule of its own for each of its bytes.
+fn with_rules(count: u32, first: u64) -> Vec<u8> {
+    const ADDRESS: u64 = 0x100_0000;
+    let mut common = vec![0, 0, 0, 0, 1, b'z', b'R', 0, 1, 0x78, 16, 1, 0x1b];
+    common.extend([0x0c, 7, 8, 0x90, 1]);
+    common.resize(common.len().next_multiple_of(4), 0);
+    let mut bytes = [&(common.len() as u32).to_le_bytes()[..], &common].concat();
+    // the code is a frame of its own
+    let mut rules = vec![0x0d, 6];
+    for rule in 0..u64::from(count) {
+        rules.extend([0x41, 0x0e]);
+        rules.extend(uleb(8 * (first + rule) + 16));
+    }
+    rules.resize(rules.len().next_multiple_of(4), 0);
+    let here = bytes.len() as u64;
+    let start = (CODE as i64 + 0x100 - (ADDRESS + here + 8) as i64) as i32;
+    bytes.extend((13 + rules.len() as u32 + 3).to_le_bytes());
+    bytes.extend((here as u32 + 4).to_le_bytes());
+    bytes.extend(start.to_le_bytes());
+    bytes.extend(count.to_le_bytes());
+    bytes.push(0);
+    bytes.extend(rules);
+    bytes.extend([0; 3]);
+    bytes.extend([0; 4]);
+    let mut sections = elf::named("many_rules").to_vec();
+    sections.push(Section {
+        flags: 2,
+        address: ADDRESS,
+        ..section(".eh_frame", bytes)
+    });
+    elf::file(&sections, &[(0x2000, 0x2000, u64::from(count))])
+}
+
+/// A user's files that have more unwind rules than there is room for leave others theirs.
+#[test]
+fn rules_of_one_users_file_do_not_take_the_room_of_others() {
+    require_root();
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("hostile.so");
+    fs::write(&file, with_rules(66_000, 1)).expect("a file");
+    std::os::unix::fs::chown(&file, Some(65534), None).expect("another's file");
+    let mut target = memleak::ready(&fixture::c("maps_code"), &[path_of(&file)]);
+    let mut command = memleak::command();
+    let pid = target.pid().to_string();
+    command.args(["-v", "-f", "-T", ALL_STACKS, "-p", &pid, NEVER]);
+    let tracer = memleak::armed(&mut command);
+    target.send_line();
+    target.expect("done");
+    finish_well(target);
+    let finished = finish_well(tracer);
+    let refused = |line: &String| {
+        line.contains(path_of(&file)) && line.contains("unwind rules more than there is room for")
+    };
+    assert!(finished.stderr.iter().any(refused), "{finished:#?}");
+    let rules = finished.stderr.iter().find_map(|line| {
+        let (before, _) = line.split_once(" rules of ")?;
+        before.rsplit(' ').next()?.parse::<u32>().ok()
+    });
+    assert!(rules < Some(20_000), "{finished:#?}");
 }

@@ -296,6 +296,41 @@ fn processes_that_move_to_a_cgroup_of_version_1_are_found_with_the_next_report()
     check_cgroup(tracer, early, late, outside);
 }
 
+/// What reads files for memleak is its own, even where memleak runs among those that it traces.
+#[test]
+fn the_readers_of_a_memleak_in_the_cgroup2_that_it_traces_are_not_traced() {
+    require_root();
+    let cgroup = TestCgroup::new(&unique('r'));
+    let path = cgroup.path();
+    let script = format!(
+        "echo $$ > {path}/cgroup.procs; exec \"$0\" -v -T {ALL_STACKS} --cgroup {path} {NEVER}"
+    );
+    let memleak = memleak::command();
+    let tracer = armed(
+        Command::new("sh")
+            .arg("-c")
+            .arg(script)
+            .arg(memleak.get_program()),
+    );
+    let first = memleak::reader_of(tracer.pid());
+    let reader = rustix::process::Pid::from_raw(first.cast_signed()).expect("a pid");
+    rustix::process::kill_process(reader, Signal::KILL).expect("a reader");
+    // its last report has names, for which another reader begins
+    let mut process = cgroup.start(&fixture::c("on_demand"), 1115);
+    leak(&mut process);
+    let traced = process.pid();
+    let report = all_reports(&interrupt_after(tracer, vec![process]).stdout);
+    assert!(
+        report.made_by(traced, "leak_on_demand").count >= 1,
+        "{report:#?}"
+    );
+    let others = report
+        .processes
+        .iter()
+        .filter(|process| process.pid != traced);
+    assert_eq!(others.count(), 0, "{report:#?}");
+}
+
 fn check_cgroup(tracer: Running, mut early: Running, mut late: Running, outside: Running) {
     leak(&mut early);
     leak(&mut late);

@@ -2,12 +2,12 @@
 //! No I/O and no judgement about where in a function a probe belongs (that is `site`).
 
 use anyhow::Context as _;
-use object::Endianness;
 use object::elf::{self, FileHeader64};
 use object::read::elf::{
     Dyn as _, FileHeader, ProgramHeader as _, SectionHeader as _, SectionTable, Sym as _,
     VersionTable,
 };
+use object::{Endianness, SectionIndex};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
@@ -214,6 +214,7 @@ impl<'data> Symbols<'data> {
         let table = sections
             .symbols(endian, self.data, elf::SHT_DYNSYM)
             .context("failed to read .dynsym")?;
+        let strings = strings(endian, sections, table.string_section(), self.data);
         // Versions only rank names, so an object whose version tables are broken still has functions.
         let versions: VersionTable<Header> = sections
             .versions(endian, self.data)
@@ -221,7 +222,7 @@ impl<'data> Symbols<'data> {
             .flatten()
             .unwrap_or_default();
         for (index, symbol) in table.enumerate() {
-            let Ok(name) = symbol.name(endian, table.strings()) else {
+            let Some(name) = name(strings, symbol.st_name(endian)) else {
                 continue;
             };
             let hidden = !versions.is_empty() && versions.version_index(endian, index).is_hidden();
@@ -245,8 +246,9 @@ impl<'data> Symbols<'data> {
         let table = sections
             .symbols(endian, data, elf::SHT_SYMTAB)
             .context("failed to read .symtab")?;
+        let strings = strings(endian, sections, table.string_section(), data);
         for symbol in table.iter() {
-            let Ok(name) = symbol.name(endian, table.strings()) else {
+            let Some(name) = name(strings, symbol.st_name(endian)) else {
                 continue;
             };
             let (name, version) = split_version(name);
@@ -269,7 +271,7 @@ impl<'data> Symbols<'data> {
             size: symbol.st_size(endian),
         };
         let is_function = symbol.st_type() == elf::STT_FUNC && !symbol.is_undefined(endian);
-        if !is_function || candidate.size == 0 || !(1..=limits::NAME).contains(&name.len()) {
+        if !is_function || candidate.size == 0 || name.is_empty() {
             return;
         }
         let name = runtime_function(name).unwrap_or(name);
@@ -283,6 +285,27 @@ impl<'data> Symbols<'data> {
             }
         }
     }
+}
+
+/// The bytes of a string table; none where it is damaged.
+fn strings<'data>(
+    endian: Endianness,
+    sections: &SectionTable<'data, Header>,
+    index: SectionIndex,
+    data: &'data [u8],
+) -> &'data [u8] {
+    let section = sections.section(index).ok();
+    let strings = section.and_then(|section| section.data(endian, data).ok());
+    strings.unwrap_or_default()
+}
+
+/// The name at an offset in a string table. Names that are longer than any are passed over, and not searched for their
+/// ends, which a table can have as many of as it has bytes.
+fn name(strings: &[u8], offset: u32) -> Option<&[u8]> {
+    let rest = strings.get(offset as usize..)?;
+    let rest = &rest[..rest.len().min(limits::NAME + 1)];
+    let end = rest.iter().position(|&byte| byte == 0)?;
+    Some(&rest[..end])
 }
 
 fn kind(

@@ -141,7 +141,10 @@ impl Session<'_> {
             false => plans.unwrap_or_default(),
         };
         for object in plans {
-            self.probing.attach(&mut self.tracer, &object, None)?;
+            match self.tracer.refusal(&object) {
+                Some(why) => say!("warning: {why}"),
+                None => self.probing.attach(&mut self.tracer, &object, None)?,
+            }
         }
         for pid in self.processes.living() {
             self.probing.know(&self.mappings, pid);

@@ -73,8 +73,16 @@ impl Tracer<'_> {
     /// # Errors
     /// Fails when the kernel refuses.
     pub fn forget_files(&mut self, files: impl Iterator<Item = (u64, u64)>) -> Result<()> {
+        let mut forgotten = 0;
         for id in files {
             self.tables.forget_file(id)?;
+            forgotten += 1;
+        }
+        // what is cached of them is stale
+        if forgotten > 0
+            && let Some(data) = self.skel.maps.bss_data.as_deref_mut()
+        {
+            data.unwind_changes = data.unwind_changes.wrapping_add(1);
         }
         Ok(())
     }

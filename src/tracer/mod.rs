@@ -12,6 +12,7 @@ mod kernel;
 mod kernel_events;
 mod load;
 mod processes;
+mod quota;
 mod ranges;
 mod read;
 mod sampling;
@@ -29,11 +30,13 @@ mod usage;
 mod skel;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use libbpf_rs::{Link, MapCore as _, MapHandle, PrintLevel, set_print};
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
@@ -52,6 +55,7 @@ use crate::probes::{ObjectPlan, Probe};
 use crate::snapshot::StackId;
 use attach::ObjectProbes;
 use events::Events;
+use quota::Quota;
 use skel::MemleakSkel;
 use unwind_tables::UnwindTables;
 
@@ -102,6 +106,7 @@ pub struct Tracer<'obj> {
     functions: Vec<Probe>,
     /// Objects whose allocator's code the programs know.
     objects: usize,
+    function_quota: Quota,
     /// Allocators beside the C library's, by number from 1.
     allocators: Vec<Arc<str>>,
     /// The numbers of the allocators of stacks that were asked for.
@@ -135,13 +140,17 @@ impl<'obj> Tracer<'obj> {
             &maps.unknown_code_events,
             &maps.deferred_walks,
         )?;
-        let tables = UnwindTables::new(unwind_tables::Maps {
+        let maps = unwind_tables::Maps {
             blocks: MapHandle::try_from(&maps.unwind_blocks)?,
             pages: MapHandle::try_from(&maps.unwind_pages)?,
             rules: MapHandle::try_from(&maps.unwind_rules)?,
             processes: MapHandle::try_from(&maps.unwind_processes)?,
             files: MapHandle::try_from(&maps.unwind_files)?,
-        });
+        };
+        let tables = UnwindTables::new(maps, config.processes.is_some());
+        let functions = skel.maps.bss_data.as_deref();
+        let functions = functions.map_or(0, |data| data.functions.len());
+        let function_quota = Quota::new(functions, config.processes.is_some());
         Ok(Self {
             links: Vec::new(),
             events,
@@ -151,6 +160,7 @@ impl<'obj> Tracer<'obj> {
             unwinder,
             functions: Vec::new(),
             objects: 0,
+            function_quota,
             allocators: Vec::new(),
             allocator_of: HashMap::new(),
             executed: HashMap::new(),
@@ -170,6 +180,11 @@ impl<'obj> Tracer<'obj> {
     /// # Errors
     /// Fails when the kernel refuses, or when there are too many functions.
     pub fn attach(&mut self, object: &ObjectPlan, pid: Option<u32>) -> Result<()> {
+        if let Some(why) = self.refusal(object) {
+            bail!(why);
+        }
+        self.function_quota
+            .take(owner(object), object.plan.probes.len());
         let mut probes = Vec::new();
         let code = self.describe_code(object)?;
         for probe in &object.plan.probes {
@@ -184,6 +199,18 @@ impl<'obj> Tracer<'obj> {
         let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
         self.links.extend(links);
         Ok(())
+    }
+
+    /// Why an object is not to be probed, among those of several users: theirs would have no room.
+    pub fn refusal(&self, object: &ObjectPlan) -> Option<String> {
+        let owner = owner(object);
+        let fits = object.plan.probes.len() <= self.function_quota.left(owner);
+        (!fits).then(|| {
+            format!(
+                "{} is not probed: files of user {owner} would take more than their share of the functions that can be",
+                object.shown.display()
+            )
+        })
     }
 
     /// Follows processes from fork to exit, as [`Config::processes`] says; before any of them is added.
@@ -294,4 +321,10 @@ impl<'obj> Tracer<'obj> {
     pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
         self.events.descriptors()
     }
+}
+
+/// The user whose file an object is.
+fn owner(object: &ObjectPlan) -> u32 {
+    // what can't be asked can't be probed either
+    fs::metadata(&object.path).map_or(0, |found| found.uid())
 }

@@ -22,6 +22,9 @@ const SIGNAL_RIP: i64 = 168;
 /// Operations in the longest expression that is understood here, the linkage table's.
 const LONGEST_EXPRESSION: usize = 9;
 
+/// Bytes of an entry's common part: compilers write some twenty.
+const LONGEST_CIE: usize = 4096;
+
 /// Storage for gimli's evaluation: gimli's own has room for 192 registers in each row, of which x86-64 code names at
 /// most these; copying it is a large part of the time.
 struct Storage;
@@ -139,6 +142,10 @@ fn cie<'a, S: UnwindSection<Bytes<'a>>>(
         return Ok(cie.clone());
     }
     let cie = section.cie_from_offset(bases, offset)?;
+    // each function's rules begin with all of its instructions
+    if cie.entry_len() > LONGEST_CIE {
+        return Err(gimli::Error::UnsupportedOffset);
+    }
     known.insert(key, cie.clone());
     Ok(cie)
 }

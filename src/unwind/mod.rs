@@ -76,21 +76,11 @@ pub struct Table {
     /// `(address & 0xffff) << 16 | index of the rule in rules`, ascending within a page. A page's first row is always
     /// for offset 0, so that a search within the page never misses.
     pub rows: Vec<u32>,
-    /// This file's rules, numbered for this table alone: give them numbers that hold across tables with
-    /// [`Table::renumbering`].
+    /// This file's rules, numbered for this table alone.
     pub rules: Dictionary,
 }
 
 impl Table {
-    /// For each of this table's rule numbers its number in `shared`, to which new rules are added.
-    pub fn renumbering(&self, shared: &mut Dictionary) -> Vec<u16> {
-        self.rules
-            .codes()
-            .iter()
-            .map(|&code| shared.intern(code))
-            .collect()
-    }
-
     /// Whether its parts fit together, which is not to be taken for granted where another process has built it.
     pub fn is_sound(&self) -> bool {
         let rules = self.rules.codes().len() as u32;

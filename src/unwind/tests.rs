@@ -391,25 +391,6 @@ fn a_go_program_is_supported() {
 }
 
 #[test]
-fn tables_share_the_numbers_of_equal_rules() {
-    let (libc, libstdcxx) = (
-        table(format!("{LIB}/libc.so.6")),
-        table(format!("{LIB}/libstdc++.so.6")),
-    );
-    let mut shared = Dictionary::new();
-    let (first, second) = (
-        libc.renumbering(&mut shared),
-        libstdcxx.renumbering(&mut shared),
-    );
-    for (table, numbers) in [(&libc, &first), (&libstdcxx, &second)] {
-        for (&code, &number) in table.rules.codes().iter().zip(numbers) {
-            assert_eq!(shared.codes()[usize::from(number)], code);
-        }
-    }
-    assert!(shared.codes().len() < libc.rules.codes().len() + libstdcxx.rules.codes().len() - 100);
-}
-
-#[test]
 fn a_gap_wider_than_padding_has_no_entry_and_the_pad_of_a_function_has() {
     let mut changes = Changes {
         changes: Vec::new(),

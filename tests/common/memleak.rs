@@ -2,6 +2,7 @@
 //! What it reports is read by `report`; what it should report is each test's own matter.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
 use std::process::Command;
 
@@ -91,4 +92,21 @@ pub fn last_report(finished: &Finished) -> Report {
 /// Runs memleak with arguments to its end, without input.
 pub fn run<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Finished {
     Running::spawn(command().args(arguments)).finish()
+}
+
+/// The process that reads files for a memleak.
+///
+/// # Panics
+/// When there is none.
+pub fn reader_of(memleak: u32) -> u32 {
+    let children = fs::read_to_string(format!("/proc/{memleak}/task/{memleak}/children"));
+    let children = children.expect("the kernel lists children");
+    let mut pids = children
+        .split_whitespace()
+        .map(|pid| pid.parse::<u32>().expect("a pid"));
+    let is_reader = |pid: &u32| {
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"));
+        name.is_ok_and(|name| name == "memleak-reader\n")
+    };
+    pids.find(is_reader).expect("a reader")
 }

@@ -3,11 +3,15 @@
 
 mod build;
 mod process;
+mod rules;
 mod store;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::fmt::Display;
+use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -122,10 +126,10 @@ pub struct UnwindTables {
 }
 
 impl UnwindTables {
-    /// Tables in maps that are still empty.
-    pub fn new(maps: Maps) -> Self {
+    /// Tables in maps that are still empty; `shared` tells whether processes of several users may be traced.
+    pub fn new(maps: Maps, shared: bool) -> Self {
         UnwindTables {
-            store: Store::new(maps.blocks, maps.pages, maps.rules),
+            store: Store::new(maps.blocks, maps.pages, maps.rules, shared),
             processes: maps.processes,
             files_map: maps.files,
             described: HashMap::new(),
@@ -160,8 +164,12 @@ impl UnwindTables {
             return Ok(());
         }
         let tables = build_all(new.iter().map(|(_, path)| path.as_path()), meanwhile);
-        for ((id, _), table) in new.iter().zip(tables) {
-            let loaded = self.store.load(table.as_ref(), meanwhile)?;
+        for ((id, path), table) in new.iter().zip(tables) {
+            let name = fs::read_link(path).unwrap_or_else(|_| path.clone());
+            // what can't be asked has no table either
+            let owner = fs::metadata(path).map_or(0, |found| found.uid());
+            let of = (&name.display() as &dyn Display, owner);
+            let loaded = self.store.load(table.as_ref(), of, meanwhile)?;
             self.files.insert(*id, KnownFile { loaded, table });
         }
         self.store.publish_rules()?;
@@ -188,9 +196,8 @@ impl UnwindTables {
             if let Code::Image(bytes) = &mapping.code
                 && !self.images.contains_key(bytes)
             {
-                let loaded = self
-                    .store
-                    .load(unwind::build(&bytes[..]).ok().as_ref(), meanwhile)?;
+                let table = unwind::build(&bytes[..]).ok();
+                let loaded = self.store.load(table.as_ref(), (&"[vdso]", 0), meanwhile)?;
                 self.images.insert(bytes.clone(), loaded);
             }
         }
@@ -228,21 +235,23 @@ impl UnwindTables {
         }
     }
 
-    /// Forgets a file that is open no longer, so that another one with its device and inode is read anew. Its rows stay in
-    /// the maps, where there is no way to take them out.
+    /// Forgets a file that is open no longer, so that another one with its device and inode is read anew. Nobody maps it:
+    /// its room in the maps is for others.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn forget_file(&mut self, id: FileId) -> Result<()> {
-        if self.files.remove(&id).is_none() {
+        let Some(known) = self.files.remove(&id) else {
             return Ok(());
-        }
+        };
         match self.files_map.delete(&file_key(id)?) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(error).context("failed to forget a file's unwind table")
+                return Err(error).context("failed to forget a file's unwind table");
             }
-            _ => Ok(()),
+            _ => {}
         }
+        self.store.unload(&known.loaded);
+        Ok(())
     }
 
     /// The rule for an address in a mapping. The table of a file that is new is loaded first.
@@ -266,7 +275,7 @@ impl UnwindTables {
         }
         let known = self.files.get(id);
         let found = known.and_then(|known| {
-            let loaded = segment_of(mapping, &known.loaded)?;
+            let loaded = segment_of(mapping, &known.loaded.segments)?;
             let in_file = address.wrapping_sub(bias(mapping, loaded.segment));
             let rule = known.table.as_ref()?.lookup(in_file);
             Some(Found::Rule(rule.unwrap_or(Rule::NoFde), page_bias(loaded)))
@@ -285,7 +294,9 @@ impl UnwindTables {
             end: mapping.end,
             ..Default::default()
         };
-        let segments = loaded.map(Vec::as_slice).unwrap_or_default();
+        let segments = loaded
+            .map(|loaded| &loaded.segments[..])
+            .unwrap_or_default();
         if let Some(loaded) = segment_of(mapping, segments) {
             described.bias = bias(mapping, loaded.segment);
             described.page_bias = page_bias(loaded);
@@ -298,7 +309,7 @@ impl UnwindTables {
     /// is left to [`UnwindTables::set_process`].
     fn publish_file(&self, id: FileId) -> Result<()> {
         let known = self.files.get(&id);
-        let loaded = known.map_or(&[][..], |known| &known.loaded);
+        let loaded = known.map_or(&[][..], |known| &known.loaded.segments);
         let value = encode(|file: &mut unwind_file| {
             file.count = loaded.len() as u32;
             for (slot, loaded) in file.segments.iter_mut().zip(loaded) {
