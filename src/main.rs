@@ -5,6 +5,7 @@
 
 mod analysis;
 mod cli;
+mod files;
 mod offline;
 mod options;
 mod output;

@@ -29,6 +29,7 @@ use places::Named;
 pub use separate::Reach;
 use separate::{Folders, RootId};
 
+use crate::files::{self, MOST_OBJECT_BYTES, Opened};
 use crate::options::Naming;
 use crate::reader;
 use crate::report::{Frame, Function, Location, Module};
@@ -67,8 +68,10 @@ struct Process {
 struct KnownModule {
     module: Arc<Module>,
     path: Option<PathBuf>,
-    /// Files with its debug information.
-    debug: Vec<PathBuf>,
+    /// Files with its debug information, below the folders that the user names.
+    named: Vec<PathBuf>,
+    /// One that was found where the object leads to.
+    found: Option<Opened>,
     places: HashMap<u64, Place>,
 }
 
@@ -110,10 +113,9 @@ impl Symbolizer {
         let inherited = parent
             .and_then(|parent| self.processes.get(&parent))
             .map(|parent| Rc::clone(&parent.folders));
-        let folders =
-            inherited.unwrap_or_else(|| Rc::new(Folders::new(self.named_dirs.clone(), pid)));
+        let folders = inherited.unwrap_or_else(|| Rc::new(Folders::new(&self.named_dirs, pid)));
         let process = Process {
-            generated: PerfMap::of(pid, folders.roots()),
+            generated: PerfMap::of(pid, Rc::clone(&folders)),
             folders,
             stale: true,
         };
@@ -140,9 +142,9 @@ impl Symbolizer {
         file: &Path,
         known_as: &Path,
         reach: Reach,
-    ) -> Option<PathBuf> {
+    ) -> Option<Opened> {
         let folders = &self.processes.get(&pid)?.folders;
-        let facts = reader::facts(&File::open(file).ok()?)?;
+        let facts = reader::facts(files::open(file, MOST_OBJECT_BYTES).ok()?.file())?;
         folders.find(&facts, known_as, reach)
     }
 
@@ -269,7 +271,8 @@ impl KnownModule {
         let path = object.openable_path();
         let facts = path
             .as_ref()
-            .and_then(|path| reader::facts(&File::open(path).ok()?));
+            .and_then(|path| files::open(path, MOST_OBJECT_BYTES).ok())
+            .and_then(|file| reader::facts(file.file()));
         let build_id = facts.as_ref().and_then(|facts| facts.build_id.clone());
         let named = build_id.iter().flat_map(|build_id| {
             debug_files
@@ -281,7 +284,7 @@ impl KnownModule {
             .as_ref()
             // the names are for those that see the same root
             .and_then(|facts| folders?.find(facts, &object.path, Reach::Process));
-        let debug: Vec<PathBuf> = named.chain(found).collect();
+        let named: Vec<PathBuf> = named.collect();
         let module = Module {
             path: match path {
                 // generated code, as /proc/PID/maps and as perf's events name it
@@ -293,7 +296,8 @@ impl KnownModule {
         Self {
             module: Arc::new(module),
             path,
-            debug,
+            named,
+            found,
             places: HashMap::new(),
         }
     }
@@ -302,10 +306,11 @@ impl KnownModule {
     /// read, or is damaged, stays unknown.
     fn look_up(&mut self, offsets: &[u64], inlines: bool) {
         let own = self.path.iter();
-        let files: Vec<File> = own
-            .chain(&self.debug)
-            .filter_map(|path| File::open(path).ok())
+        let opened: Vec<Opened> = own
+            .chain(&self.named)
+            .filter_map(|path| files::open(path, MOST_OBJECT_BYTES).ok())
             .collect();
+        let files: Vec<&File> = opened.iter().chain(&self.found).map(Opened::file).collect();
         let found = reader::names(&files, Places::at_offsets(offsets.to_vec(), inlines));
         for (offset, found) in offsets.iter().zip(found) {
             self.places

@@ -167,11 +167,7 @@ fn a_program_that_takes_stacks_of_its_own_is_warned_of() {
     command
         .env("ASAN_OPTIONS", "detect_leaks=0")
         .args([NEVER, "--"]);
-    let mut running = Running::spawn(command.arg(&program));
-    running.expect("ready");
-    running.send_line();
-    running.expect("done");
-    let finished = finish_well(running);
+    let finished = finish_well(Running::spawn(command.arg(&program)));
     let told = |line: &String| {
         line.contains("AddressSanitizer, whose own stack traces show memleak's return probes")
     };

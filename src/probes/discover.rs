@@ -2,13 +2,13 @@
 //! Reads object files; knows nothing of processes or of how probes are attached.
 
 use std::collections::HashSet;
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::inspect::{Inspection, Question};
 use super::{OwnFunction, Plan, Probe, Search};
+use crate::files::{self, MOST_OBJECT_BYTES, Opened};
 use crate::reader;
 use anyhow::{Context as _, Result, anyhow, bail};
 
@@ -45,7 +45,7 @@ pub struct Wanted<'a> {
     pub own: &'a [OwnFunction],
     /// Finds the file with a stripped object's symbols, given a path that leads to the object and its path as the
     /// target sees it.
-    pub debug_file: &'a dyn Fn(&Path, &Path) -> Option<PathBuf>,
+    pub debug_file: &'a dyn Fn(&Path, &Path) -> Option<Opened>,
 }
 
 /// Chooses among the objects that the target maps, or takes the one that the user named.
@@ -69,8 +69,7 @@ fn discover_all(candidates: &[Candidate], wanted: &Wanted<'_>) -> Result<Vec<Obj
         .iter()
         // a file can have several names, such as musl's dynamic linker and its libc
         .filter(|candidate| {
-            fs::metadata(&candidate.path)
-                .map_or(true, |file| known.insert((file.dev(), file.ino())))
+            files::identity(&candidate.path).is_none_or(|identity| known.insert(identity))
         })
         // what can't be read is not ELF code: a device, or a file of another format
         .filter_map(|candidate| look(candidate, wanted).ok())
@@ -160,8 +159,9 @@ fn add_own(
 /// The target's program, if it is written in Go.
 pub fn go_program(candidates: &[Candidate]) -> Option<&Path> {
     let is_go = |candidate: &&Candidate| {
-        let file = File::open(&candidate.path).map_err(|error| error.to_string());
-        let found = file.and_then(|file| reader::functions(&file, None, Question::places(&[])));
+        let file = open(&candidate.path).map_err(|error| error.to_string());
+        let found =
+            file.and_then(|file| reader::functions(file.file(), None, Question::places(&[])));
         found.is_ok_and(|found| found.is_go && found.is_program)
     };
     // the program comes first, or nearly so
@@ -247,20 +247,22 @@ fn inspect(candidate: &Candidate, wanted: &Wanted<'_>, own: &[OwnFunction]) -> R
     let object = open(&candidate.path)?;
     let unreadable =
         |why: String| anyhow!(why).context(format!("failed to read {}", candidate.shown.display()));
-    let found = reader::functions(&object, None, question.clone()).map_err(unreadable)?;
+    let object = object.file();
+    let found = reader::functions(object, None, question.clone()).map_err(unreadable)?;
     // of libraries, what they export is enough, and what they don't is much
     if found.is_stripped
         && (found.is_program || wanted.object.is_some())
-        && let Some(path) = (wanted.debug_file)(&candidate.path, &candidate.shown)
+        && let Some(debug) = (wanted.debug_file)(&candidate.path, &candidate.shown)
     {
-        let debug = open(&path)?;
-        return reader::functions(&object, Some(debug.as_fd()), question).map_err(unreadable);
+        let debug = debug.file().as_fd();
+        return reader::functions(object, Some(debug), question).map_err(unreadable);
     }
     Ok(found)
 }
 
-fn open(path: &Path) -> Result<File> {
-    File::open(path).with_context(|| format!("failed to open {}", path.display()))
+fn open(path: &Path) -> Result<Opened> {
+    files::open(path, MOST_OBJECT_BYTES)
+        .with_context(|| format!("failed to open {}", path.display()))
 }
 
 /// `c` and `libc.so.6` mean the target's own; everything else is a path.
@@ -276,7 +278,7 @@ fn named_object(object: &Path, candidates: &[Candidate]) -> Candidate {
     let Some(name) = object.to_str().filter(|name| !name.contains('/')) else {
         return named;
     };
-    if object.exists() {
+    if files::exists(object) {
         return named;
     }
     let library = format!("lib{name}.so");

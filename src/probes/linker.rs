@@ -1,10 +1,10 @@
 //! Where dynamic linkers tell debuggers that they change what is mapped. What follows from that is decided elsewhere.
 
-use std::fs::File;
 use std::path::PathBuf;
 
 use super::discover::Candidate;
 use super::inspect::Question;
+use crate::files::{self, MOST_OBJECT_BYTES};
 use crate::reader;
 
 /// The function that glibc's and musl's linkers call before and after they load or unload libraries.
@@ -21,8 +21,9 @@ pub fn debug_hook(candidates: &[Candidate]) -> Option<(PathBuf, u64)> {
             name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld"))
         })
         .find_map(|candidate| {
-            let file = File::open(&candidate.path).ok()?;
-            let found = reader::functions(&file, None, Question::places(&[HOOK])).ok()?;
+            let file = files::open(&candidate.path, MOST_OBJECT_BYTES).ok()?;
+            let question = Question::places(&[HOOK]);
+            let found = reader::functions(file.file(), None, question).ok()?;
             let offset = found.places.into_iter().next()??;
             Some((candidate.path.clone(), offset))
         })

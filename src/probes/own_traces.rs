@@ -1,11 +1,11 @@
 //! Which objects take stacks of their own when memory is allocated: sanitizers, heap profilers. Return probes show in
 //! these. What is said of it is decided elsewhere.
 
-use std::fs::File;
 use std::path::Path;
 
 use super::Candidate;
 use super::inspect::Question;
+use crate::files::{self, MOST_OBJECT_BYTES};
 use crate::reader;
 
 /// Functions that tell what an object brings, and what people call that.
@@ -41,9 +41,9 @@ pub fn takes_stacks(candidates: &[Candidate]) -> Option<(&Path, &'static str)> {
 }
 
 fn tool(path: &Path) -> Option<&'static str> {
-    let file = File::open(path).ok()?;
+    let file = files::open(path, MOST_OBJECT_BYTES).ok()?;
     let question = Question::places(&TOOLS.map(|(function, _)| function));
-    let places = reader::functions(&file, None, question).ok()?.places;
+    let places = reader::functions(file.file(), None, question).ok()?.places;
     let mut found = TOOLS.iter().zip(places);
     found.find_map(|((_, tool), place)| place.map(|_| *tool))
 }

@@ -40,7 +40,7 @@ impl Session<'_> {
             self.probing.foresee(candidates);
             for object in objects {
                 self.probing
-                    .attach(&mut self.tracer, &object, only)
+                    .attach(&mut self.tracer, &self.mappings, &object, only)
                     .map_err(|error| target.still_lives().err().unwrap_or(error))?;
             }
         }
@@ -143,7 +143,9 @@ impl Session<'_> {
         for object in plans {
             match self.tracer.refusal(&object) {
                 Some(why) => say!("warning: {why}"),
-                None => self.probing.attach(&mut self.tracer, &object, None)?,
+                None => self
+                    .probing
+                    .attach(&mut self.tracer, &self.mappings, &object, None)?,
             }
         }
         for pid in self.processes.living() {

@@ -8,6 +8,7 @@ mod kernel;
 mod lines;
 mod outputs;
 mod overhead;
+mod patched;
 mod probing;
 mod processes;
 mod reporter;

@@ -2,13 +2,14 @@
 //! maps another libc. What to probe in an object is decided in `probes`.
 
 use std::collections::HashSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
 
+use super::patched;
+
+use crate::files::{Opened, identity};
 use crate::options::Options;
 use crate::probes::{Candidate, ObjectPlan, OwnFunction, Search, Wanted, discover};
 use crate::stderr::say;
@@ -47,7 +48,7 @@ impl<'a> Probing<'a> {
         candidates: &[Candidate],
         all: bool,
         own: &[OwnFunction],
-        debug: &dyn Fn(&Path, &Path) -> Option<PathBuf>,
+        debug: &dyn Fn(&Path, &Path) -> Option<Opened>,
     ) -> Result<Vec<ObjectPlan>> {
         let options = self.options;
         let wanted = Wanted {
@@ -98,7 +99,7 @@ impl<'a> Probing<'a> {
                 continue;
             }
             let shown = object.shown.display();
-            match self.attach(tracer, &object, only) {
+            match self.attach(tracer, mappings, &object, only) {
                 Ok(()) => say!(
                     "probing {shown}: process {pid} ({name}) has had it for {} ms, and what it allocated there \
                      so far is not counted",
@@ -129,23 +130,30 @@ impl<'a> Probing<'a> {
         identity(&object.path).is_some_and(|identity| self.probed.contains(&identity))
     }
 
-    /// Probes an object, in one process or in all, unless it is probed already.
+    /// Probes an object, in one process or in all, unless it is probed already; without the functions that one of these has
+    /// changed in its memory.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn attach(
         &mut self,
         tracer: &mut Tracer<'_>,
+        mappings: &Mappings,
         object: &ObjectPlan,
         pid: Option<u32>,
     ) -> Result<()> {
         if self.is_probed(object) {
             return Ok(());
         }
+        let mut object = object.clone();
+        let pids = pid.map_or_else(|| mappings.processes(), |pid| vec![pid]);
+        patched::leave_out(&mut object, mappings, &pids);
         if self.options.verbose {
-            describe(object);
+            describe(&object);
         }
-        tracer.attach(object, pid)?;
+        if !object.plan.probes.is_empty() {
+            tracer.attach(&object, pid)?;
+        }
         self.probed.extend(identity(&object.path));
         Ok(())
     }
@@ -170,12 +178,6 @@ pub fn reach(only: Option<u32>) -> Reach {
         Some(_) => Reach::Process,
         None => Reach::Everyone,
     }
-}
-
-/// Device and inode.
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let found = fs::metadata(path).ok()?;
-    Some((found.dev(), found.ino()))
 }
 
 /// Milliseconds for which a process has mapped an object.

@@ -2,11 +2,12 @@
 //! Knows neither the tables' contents nor how mappings are found out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
+use std::io::Read as _;
+use std::path::Path;
 
 use anyhow::Result;
 
+use crate::files;
 use crate::probes::{Candidate, debug_hook};
 use crate::snapshot::CutStacks;
 use crate::stderr::say;
@@ -16,6 +17,9 @@ use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};
 /// Processes that the tracer is told of at the most: each takes a quarter of a MiB. In others the unwinder finds its
 /// way by asking the kernel, which takes longer.
 const MOST_DESCRIBED: usize = 128;
+
+/// Bytes of the vDSO at the most.
+const MOST_IMAGE_BYTES: u64 = 1 << 20;
 
 /// What the tracer was told.
 #[derive(Default)]
@@ -36,8 +40,7 @@ impl Unwinding {
             return Ok(());
         }
         let files = candidates.iter().filter_map(|candidate| {
-            let found = fs::metadata(&candidate.path).ok()?;
-            Some(((found.dev(), found.ino()), candidate.path.clone()))
+            Some((files::identity(&candidate.path)?, candidate.path.clone()))
         });
         tracer.load_tables(files, report_progress)
     }
@@ -55,8 +58,8 @@ impl Unwinding {
         let Some((linker, offset)) = debug_hook(candidates) else {
             return;
         };
-        let id = fs::metadata(&linker).map(|found| (found.dev(), found.ino()));
-        if id.is_ok_and(|id| !self.linkers.insert(id)) {
+        let id = files::identity(&linker);
+        if id.is_some_and(|id| !self.linkers.insert(id)) {
             return;
         }
         if let Err(error) = tracer.watch_linker(&linker, offset, pid) {
@@ -225,7 +228,7 @@ fn code_mapping(mapping: &Mapping) -> Option<CodeMapping> {
         (Some(id), Some(path)) => Code::File { id, path },
         (Some(id), None) => Code::Unreadable { id },
         // the vDSO
-        (None, Some(path)) => fs::read(path).map_or(Code::Anonymous, Code::Image),
+        (None, Some(path)) => image(&path).map_or(Code::Anonymous, Code::Image),
         (None, None) => Code::Anonymous,
     };
     Some(CodeMapping {
@@ -234,4 +237,11 @@ fn code_mapping(mapping: &Mapping) -> Option<CodeMapping> {
         file_offset: mapping.offset,
         code,
     })
+}
+
+fn image(path: &Path) -> Option<Vec<u8>> {
+    let file = files::open(path, MOST_IMAGE_BYTES).ok()?;
+    let mut image = Vec::new();
+    file.into_file().read_to_end(&mut image).ok()?;
+    Some(image)
 }

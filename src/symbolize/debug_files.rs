@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 
 use super::facts::Segment;
 use super::places::Places;
+use crate::files::{self, MOST_OBJECT_BYTES, Opened};
 use crate::reader;
 use crate::recording::resolve::{Place, Resolver};
 
@@ -41,9 +42,9 @@ impl DebugFiles {
         paths.sort();
         let mut builds: HashMap<Vec<u8>, Build> = HashMap::new();
         for path in paths.into_iter().filter(|path| is_elf(path)) {
-            let facts = fs::File::open(&path)
+            let facts = files::open(&path, MOST_OBJECT_BYTES)
                 .ok()
-                .and_then(|file| reader::facts(&file));
+                .and_then(|file| reader::facts(file.file()));
             if let Some(facts) = facts
                 && let Some(build_id) = facts.build_id
             {
@@ -74,7 +75,8 @@ impl Resolver for DebugFiles {
         let files: Vec<fs::File> = build
             .paths
             .iter()
-            .filter_map(|path| fs::File::open(path).ok())
+            .filter_map(|path| files::open(path, MOST_OBJECT_BYTES).ok())
+            .map(Opened::into_file)
             .collect();
         let found = reader::names(&files, Places::at_addresses(vec![address]));
         let place = super::Place::from(found.into_iter().next()??);
@@ -93,7 +95,7 @@ fn list(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()>
         if kind.is_dir() && depth > 0 {
             // What may not be read below the folder does not hide what may.
             let _ = list(&entry.path(), depth - 1, paths);
-        } else if kind.is_file() || (kind.is_symlink() && entry.path().is_file()) {
+        } else if kind.is_file() || kind.is_symlink() {
             paths.push(entry.path());
         }
     }
@@ -102,8 +104,8 @@ fn list(folder: &Path, depth: usize, paths: &mut Vec<PathBuf>) -> io::Result<()>
 
 fn is_elf(path: &Path) -> bool {
     let mut magic = [0; 4];
-    fs::File::open(path)
-        .and_then(|mut file| file.read_exact(&mut magic))
+    files::open(path, MOST_OBJECT_BYTES)
+        .and_then(|file| file.into_file().read_exact(&mut magic))
         .is_ok()
         && magic == *b"\x7fELF"
 }

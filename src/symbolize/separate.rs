@@ -1,33 +1,31 @@
 //! Where the debug information of a stripped file lies: by build id, or by the file's debug link, in the usual folders
 //! and in those that the user names. What is in it is not looked at here.
 
-use std::fs::{self, File};
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::OFlags;
-
 use super::facts::Facts;
+use crate::files::{MOST_OBJECT_BYTES, Opened, Root, owners};
 use crate::reader;
 use crate::target::proc;
 
 /// The folder for debug information that distributions agree on.
-const DEBUG_FOLDER: &str = "usr/lib/debug";
+const DEBUG_FOLDER: &str = "/usr/lib/debug";
+
+/// A file is read as a whole for its checksum: not when it is larger than this.
+const MOST_CHECKED_BYTES: u64 = 1 << 30;
 
 /// A build id shorter than this can't be split into a folder's and a file's name.
 const SHORTEST_BUILD_ID: usize = 2;
-
-/// Bits of a mode that let others than the owner write.
-const WRITABLE_BY_OTHERS: u32 = 0o022;
 
 /// Who is affected by what a debug file says. Whoever made a process's root (a user in a mount namespace of his own) can
 /// put any file there, also over `/usr/lib/debug`: what such a file says must not reach other processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// The process alone through whose root the file may be found.
+    /// Those processes alone that see the same root, in which the file may be found.
     Process,
-    /// Every process that maps the object: the file must be one that only root, or memleak's own user, can write.
+    /// Every process that maps the object: the file must be one that only root can write, or put where it is.
     Everyone,
 }
 
@@ -35,36 +33,42 @@ pub enum Reach {
 pub struct Folders {
     /// Those that the user names.
     named: Vec<PathBuf>,
-    /// What `/` means, to the target first.
-    roots: Vec<PathBuf>,
-    /// Keeps the target's root when the target has gone.
-    _target_root: Option<File>,
+    /// What `/` means to memleak.
+    own: Option<Root>,
+    /// What `/` means to the process, unless that is the same; it stays known when the process has gone.
+    target: Option<Root>,
     /// The target's root, if it is not ours.
     foreign: Option<RootId>,
+    /// Whose files are believed besides root's, by user id.
+    owners: Vec<u32>,
 }
 
 /// A root directory that is not memleak's own: its mount namespace, device and inode.
 pub type RootId = (PathBuf, u64, u64);
 
-/// Our own root.
-const OWN_ROOT: &str = "/";
-
 impl Folders {
     /// Takes hold of the root that a process sees; without the privilege for that, our own has to do.
-    pub fn new(named: Vec<PathBuf>, pid: u32) -> Self {
-        let target_root = fs::OpenOptions::new()
-            .read(true)
-            .custom_flags(OFlags::PATH.union(OFlags::DIRECTORY).bits().cast_signed())
-            .open(proc::folder(pid).join("root"))
-            .ok();
-        let held = target_root
-            .as_ref()
-            .map(|root| PathBuf::from(format!("/proc/self/fd/{}", root.as_raw_fd())));
+    pub fn new(named: &[PathBuf], pid: u32) -> Self {
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        let foreign = foreign_root(pid);
         Self {
-            named,
-            roots: held.into_iter().chain([PathBuf::from(OWN_ROOT)]).collect(),
-            foreign: foreign_root(pid, target_root.as_ref()),
-            _target_root: target_root,
+            named: named.iter().map(absolute).collect(),
+            own: Root::own().ok(),
+            target: foreign.as_ref().and_then(|_| Root::of(pid).ok()),
+            foreign,
+            owners: owners(pid),
+        }
+    }
+
+    /// Folders of a process that sees those below `root` only.
+    #[cfg(test)]
+    pub fn in_root(root: Root) -> Self {
+        Self {
+            named: Vec::new(),
+            own: None,
+            target: Some(root),
+            foreign: None,
+            owners: Vec::new(),
         }
     }
 
@@ -73,19 +77,21 @@ impl Folders {
         self.foreign.as_ref()
     }
 
-    /// What `/` means, to the target first.
-    pub fn roots(&self) -> &[PathBuf] {
-        &self.roots
+    /// What `/` means to the process, as far as is known.
+    pub fn root(&self) -> Option<&Root> {
+        self.target.as_ref().or(self.own.as_ref())
     }
 
     /// The file with the debug information that a file, which the target knows by a path, lacks; none when it has its
     /// own, or when nobody has. `reach` says who is affected by what the file says.
-    pub fn find(&self, facts: &Facts, known_as: &Path, reach: Reach) -> Option<PathBuf> {
+    pub fn find(&self, facts: &Facts, known_as: &Path, reach: Reach) -> Option<Opened> {
         if facts.has_debug_info {
             return None;
         }
-        let build_id = facts.build_id.as_deref();
-        let by_build_id = build_id.and_then(|build_id| self.by_build_id(build_id, reach));
+        let by_build_id = facts
+            .build_id
+            .as_deref()
+            .and_then(|build_id| self.by_build_id(build_id, reach));
         by_build_id.or_else(|| {
             let (name, checksum) = facts.debug_link.as_ref()?;
             // a name without folders, says the format: anything else could lead anywhere
@@ -94,81 +100,80 @@ impl Folders {
         })
     }
 
-    /// The roots whose files may be used.
-    fn usable_roots(&self, reach: Reach) -> impl Iterator<Item = &Path> {
-        let usable = move |root: &&Path| reach == Reach::Process || *root == Path::new(OWN_ROOT);
-        self.roots.iter().map(PathBuf::as_path).filter(usable)
-    }
-
-    fn by_build_id(&self, build_id: &[u8], reach: Reach) -> Option<PathBuf> {
+    fn by_build_id(&self, build_id: &[u8], reach: Reach) -> Option<Opened> {
         if build_id.len() < SHORTEST_BUILD_ID {
             return None;
         }
         let (first, rest) = build_id.split_at(1);
         let name = format!(".build-id/{}/{}.debug", hex(first), hex(rest));
-        let usual = self.usable_roots(reach).map(|root| root.join(DEBUG_FOLDER));
-        let folders = self.named.iter().cloned().chain(usual);
-        folders.map(|folder| folder.join(&name)).find(|path| {
-            let facts = || File::open(path).ok().and_then(|file| reader::facts(&file));
-            may_be_used(path, reach)
-                && facts().is_some_and(|facts| facts.build_id.as_deref() == Some(build_id))
+        let named = self.named.iter().map(|folder| folder.join(&name));
+        let usual = [Path::new(DEBUG_FOLDER).join(&name)];
+        self.candidates(named, usual, reach).find(|file| {
+            let facts = reader::facts(file.file());
+            facts.is_some_and(|facts| facts.build_id.as_deref() == Some(build_id))
         })
     }
 
-    fn by_link(
-        &self,
-        name: &Path,
-        known_as: &Path,
-        checksum: u32,
-        reach: Reach,
-    ) -> Option<PathBuf> {
+    fn by_link(&self, name: &Path, known_as: &Path, checksum: u32, reach: Reach) -> Option<Opened> {
         let folder = known_as.parent()?;
-        let folder = folder.strip_prefix("/").unwrap_or(folder);
+        let inner = folder.strip_prefix("/").unwrap_or(folder);
         let named = self
             .named
             .iter()
-            .flat_map(|named| [named.join(name), named.join(folder).join(name)]);
-        let usual = self.usable_roots(reach).flat_map(|root| {
-            let beside = root.join(folder);
-            let apart = root.join(DEBUG_FOLDER).join(folder);
-            [
-                beside.join(name),
-                beside.join(".debug").join(name),
-                apart.join(name),
-            ]
-        });
-        named.chain(usual).find(|path| {
-            let sum = || reader::checksum(&File::open(path).ok()?);
-            may_be_used(path, reach) && sum() == Some(checksum)
+            .flat_map(|named| [named.join(name), named.join(inner).join(name)]);
+        let usual = [
+            folder.join(name),
+            folder.join(".debug").join(name),
+            Path::new(DEBUG_FOLDER).join(inner).join(name),
+        ];
+        self.candidates(named, usual, reach).find(|file| {
+            file.size <= MOST_CHECKED_BYTES && reader::checksum(file.file()) == Some(checksum)
         })
+    }
+
+    /// The files that are there, in folders that the user names and in the usual ones, and that may say something to those
+    /// that `reach` means: to everyone, if nobody but root can have put it there.
+    fn candidates<'a>(
+        &'a self,
+        named: impl IntoIterator<Item = PathBuf, IntoIter: 'a>,
+        usual: impl IntoIterator<Item = PathBuf, IntoIter: 'a>,
+        reach: Reach,
+    ) -> impl Iterator<Item = Opened> + 'a {
+        let own = self.own.as_ref();
+        let named = named.into_iter().filter_map(move |place| match reach {
+            Reach::Everyone => own?.open_trusted(&place, MOST_OBJECT_BYTES).ok(),
+            // the user vouches for what he names
+            Reach::Process => own?.open(&place, MOST_OBJECT_BYTES).ok(),
+        });
+        let usual = usual.into_iter().filter_map(move |place| match reach {
+            Reach::Everyone => own?.open_trusted(&place, MOST_OBJECT_BYTES).ok(),
+            Reach::Process => {
+                let found = self
+                    .target
+                    .as_ref()
+                    .and_then(|root| self.found_in(root, &place));
+                found.or_else(|| self.found_in(own?, &place))
+            }
+        });
+        named.chain(usual)
+    }
+
+    /// Whoever may write a folder can put a file beside another's program: the process's own and root's are believed.
+    fn found_in(&self, root: &Root, place: &Path) -> Option<Opened> {
+        let file = root.open(place, MOST_OBJECT_BYTES).ok()?;
+        (file.owner == 0 || self.owners.contains(&file.owner)).then_some(file)
     }
 }
 
 /// A process's root, unless it is ours.
-fn foreign_root(pid: u32, root: Option<&File>) -> Option<RootId> {
-    let namespace = |folder: &Path| fs::read_link(folder.join("ns/mnt")).unwrap_or_default();
-    let root = root?.metadata().ok()?;
-    let own = fs::metadata(OWN_ROOT).ok()?;
-    let of_process = (namespace(&proc::folder(pid)), root.dev(), root.ino());
-    let of_memleak = (namespace(Path::new("/proc/self")), own.dev(), own.ino());
-    (of_process != of_memleak).then_some(of_process)
-}
-
-/// Whether a debug file may say something to those that `reach` means: to everyone, if nobody but root or memleak's own
-/// user can have written it, or put it, or a folder that it is in, where it is.
-fn may_be_used(path: &Path, reach: Reach) -> bool {
-    if reach == Reach::Process {
-        return true;
-    }
-    let Ok(path) = path.canonicalize() else {
-        return false;
+fn foreign_root(pid: u32) -> Option<RootId> {
+    let id = |folder: &Path| -> Option<RootId> {
+        let namespace = fs::read_link(folder.join("ns/mnt")).ok()?;
+        let root = fs::metadata(folder.join("root")).ok()?;
+        Some((namespace, root.dev(), root.ino()))
     };
-    let own = rustix::process::geteuid().as_raw();
-    path.ancestors().all(|path| {
-        fs::symlink_metadata(path).is_ok_and(|found| {
-            (found.uid() == 0 || found.uid() == own) && found.mode() & WRITABLE_BY_OTHERS == 0
-        })
-    })
+    let of_process = id(&proc::folder(pid))?;
+    (Some(&of_process) != id(Path::new("/proc/self")).as_ref()).then_some(of_process)
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -177,8 +182,6 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
 
     #[test]
@@ -187,23 +190,24 @@ mod tests {
         let everybodys = tempfile::tempdir().unwrap();
         let file = everybodys.path().join("a.debug");
         fs::write(&file, "").unwrap();
-        assert!(may_be_used(&file, Reach::Process));
-        assert!(!may_be_used(&file, Reach::Everyone));
-        assert!(!may_be_used(Path::new("/no/such/file"), Reach::Everyone));
+        let folders = Folders::new(&[], std::process::id());
+        let found = |place: &Path, reach| {
+            let mut found = folders.candidates([], [place.to_path_buf()], reach);
+            found.next().is_some()
+        };
+        assert!(found(&file, Reach::Process));
+        assert!(!found(&file, Reach::Everyone));
         // what only root may write
-        assert!(may_be_used(Path::new("/etc/passwd"), Reach::Everyone));
-        let mode = fs::metadata(&file).unwrap().permissions().mode();
-        assert_eq!(
-            mode & WRITABLE_BY_OTHERS,
-            0,
-            "the folder decides, not the file"
-        );
+        for reach in [Reach::Process, Reach::Everyone] {
+            assert!(found(Path::new("/etc/passwd"), reach), "{reach:?}");
+            assert!(!found(Path::new("/no/such/file"), reach), "{reach:?}");
+        }
     }
 
     #[test]
     fn our_own_root_is_not_foreign() {
-        let folders = Folders::new(Vec::new(), std::process::id());
+        let folders = Folders::new(&[], std::process::id());
         assert_eq!(folders.foreign(), None);
-        assert_eq!(folders.usable_roots(Reach::Everyone).count(), 1);
+        assert!(folders.target.is_none());
     }
 }

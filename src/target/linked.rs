@@ -1,16 +1,18 @@
 //! What a command will map once it runs: its interpreter, executable and shared libraries, as its own
 //! dynamic linker lists them. Knows nothing of allocators.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
-use object::Endianness;
 use object::elf::{ELFMAG, FileHeader64, PT_INTERP};
 use object::read::elf::{FileHeader, ProgramHeader};
+use object::{Endianness, ReadCache};
+
+use crate::files::{self, MOST_OBJECT_BYTES};
 
 /// Scripts may name a script as their interpreter; the kernel follows this many.
 const MAX_INTERPRETERS: usize = 4;
@@ -57,9 +59,10 @@ fn executed_by(path: &Path) -> Result<PathBuf> {
 }
 
 fn interpreter_of_script(path: &Path) -> Result<Option<PathBuf>> {
-    let file = File::open(path).with_context(|| format!("failed to open {}", path.display()))?;
+    let file = files::open(path, MOST_OBJECT_BYTES)
+        .with_context(|| format!("failed to open {}", path.display()))?;
     let mut line = Vec::new();
-    BufReader::new(file.take(MAX_INTERPRETER_LINE))
+    BufReader::new(file.into_file().take(MAX_INTERPRETER_LINE))
         .read_until(b'\n', &mut line)
         .with_context(|| format!("failed to read {}", path.display()))?;
     if line.starts_with(&ELFMAG) {
@@ -82,15 +85,15 @@ fn interpreter_of_script(path: &Path) -> Result<Option<PathBuf>> {
 /// The path in the program's `PT_INTERP` header; none when it is statically linked.
 fn dynamic_linker(program: &Path) -> Result<Option<PathBuf>> {
     let read = || -> Result<Option<PathBuf>> {
-        let data = std::fs::read(program)?;
-        let header = FileHeader64::<Endianness>::parse(&*data)?;
+        let data = ReadCache::new(files::open(program, MOST_OBJECT_BYTES)?.into_file());
+        let header = FileHeader64::<Endianness>::parse(&data)?;
         let endian = header.endian()?;
-        for segment in header.program_headers(endian, &*data)? {
+        for segment in header.program_headers(endian, &data)? {
             if segment.p_type(endian) != PT_INTERP {
                 continue;
             }
             let bytes = segment
-                .data(endian, &*data)
+                .data(endian, &data)
                 .map_err(|()| anyhow::anyhow!("PT_INTERP points outside the file"))?;
             let end = bytes.iter().position(|byte| *byte == 0);
             let path = &bytes[..end.unwrap_or(bytes.len())];

@@ -5,14 +5,13 @@ use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
 use super::{proc, vdso};
+use crate::files::{MOST_OBJECT_BYTES, Opened, Root, open_mapped};
 
 /// A file that holds code, kept open so that its name may go.
 #[derive(Debug)]
@@ -23,15 +22,14 @@ pub struct ObjectFile {
     pub path: PathBuf,
     device: u64,
     inode: u64,
-    file: Option<File>,
+    file: Option<Opened>,
 }
 
 impl ObjectFile {
     /// A path under which the very file that was mapped can be opened, whatever becomes of its name; none when it can't
     /// be had, or when the mapping is no file's.
     pub fn openable_path(&self) -> Option<PathBuf> {
-        let file = self.file.as_ref()?;
-        Some(PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd())))
+        self.file.as_ref().map(Opened::path)
     }
 
     /// Device and inode, which no other file has while this one is open; none for what is no file.
@@ -93,9 +91,20 @@ pub struct ClosedFile {
 #[derive(Default)]
 pub struct Mappings {
     processes: HashMap<u32, ProcessMappings>,
-    objects: HashMap<(u64, u64, PathBuf), Arc<ObjectFile>>,
+    objects: HashMap<Key, Arc<ObjectFile>>,
     opened: usize,
     revision: u64,
+}
+
+/// What objects are told apart by.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    device: u64,
+    inode: u64,
+    path: PathBuf,
+    /// The process in whose root the file was found by its name, where it is not certain that it is the one that is mapped:
+    /// other processes must not take it for what they map.
+    only: Option<u32>,
 }
 
 /// What one process maps, or has mapped.
@@ -233,6 +242,18 @@ impl Mappings {
             .collect()
     }
 
+    /// The processes of which anything is known.
+    pub fn processes(&self) -> Vec<u32> {
+        self.processes.keys().copied().collect()
+    }
+
+    /// Where a process maps a file now, which is told by device and inode, as far as is known.
+    pub fn copies(&self, pid: u32, identity: (u64, u64)) -> Vec<Mapping> {
+        let mut copies = self.layout(pid);
+        copies.retain(|mapping| mapping.object.identity() == Some(identity));
+        copies
+    }
+
     fn of(&self, pid: u32) -> &[Mapping] {
         self.processes
             .get(&pid)
@@ -284,18 +305,38 @@ impl Mappings {
     }
 
     fn object(&mut self, pid: u32, record: &MappingRecord) -> Arc<ObjectFile> {
-        let id = self.opened;
-        self.opened += 1;
-        let key = (record.device, record.inode, record.path.clone());
-        let object = self
-            .objects
-            .entry(key)
-            .or_insert_with(|| Arc::new(open_object(id, pid, record)));
-        // what could not be opened once may be by another process's leave, or while another mapping lasts
-        if object.file.is_none() && object.inode != 0 {
-            *object = Arc::new(open_object(object.id, pid, record));
+        let mut key = Key {
+            device: record.device,
+            inode: record.inode,
+            path: record.path.clone(),
+            only: None,
+        };
+        for only in [None, Some(pid)] {
+            key.only = only;
+            let known = self.objects.get(&key);
+            // what could not be opened once may be by another process's leave, or while another mapping lasts
+            if let Some(known) = known.filter(|known| known.file.is_some() || known.inode == 0) {
+                return Arc::clone(known);
+            }
         }
-        Arc::clone(object)
+        let opened = open_object(pid, record);
+        let is_certain = opened.as_ref().is_none_or(|(_, is_certain)| *is_certain);
+        key.only = (!is_certain).then_some(pid);
+        let id = self.objects.get(&key).map_or(self.opened, |known| known.id);
+        self.opened += 1;
+        let object = Arc::new(ObjectFile {
+            id,
+            path: record.path.clone(),
+            // the device that stat(2) gives can differ from the one in maps (btrfs, overlayfs)
+            device: opened
+                .as_ref()
+                .filter(|_| record.inode != 0)
+                .map_or(record.device, |(opened, _)| opened.identity.0),
+            inode: record.inode,
+            file: opened.map(|(opened, _)| opened),
+        });
+        self.objects.insert(key, Arc::clone(&object));
+        object
     }
 }
 
@@ -320,44 +361,38 @@ fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
     one.start < other.end && other.start < one.end
 }
 
-/// Opens the mapped file, under whichever name leads to the very same one.
-fn open_object(id: usize, pid: u32, record: &MappingRecord) -> ObjectFile {
-    let mut object = ObjectFile {
-        id,
-        path: record.path.clone(),
-        device: record.device,
-        inode: record.inode,
-        file: None,
-    };
+/// Opens the mapped file, under whichever name leads to it, and tells whether it is certain that it is the very same one.
+fn open_object(pid: u32, record: &MappingRecord) -> Option<(Opened, bool)> {
     if record.inode == 0 {
         // without it, its code has no names and its frames no rules
-        let is_vdso = object.path.as_os_str() == vdso::NAME;
-        object.file = is_vdso.then(|| vdso::open().ok()).flatten();
-        return object;
+        let is_vdso = record.path.as_os_str() == vdso::NAME;
+        let image = is_vdso.then(|| vdso::open().ok()).flatten()?;
+        return Some((Opened::own(image).ok()?, true));
     }
-    let Range { start, end } = record.range;
-    let rooted = record.path.strip_prefix("/").unwrap_or(&record.path);
-    let names = [
-        // works for deleted files too, but only while the process lives, and with privilege
-        PathBuf::from(format!("/proc/{pid}/map_files/{start:x}-{end:x}")),
-        proc::folder(pid).join("root").join(rooted),
-        record.path.clone(),
-    ];
-    for name in names {
-        let Ok(file) = File::open(&name) else {
-            continue;
-        };
-        let same = file
-            .metadata()
-            .is_ok_and(|found| found.ino() == record.inode);
-        if same {
-            // the device that stat(2) gives can differ from the one in maps (btrfs, overlayfs)
-            object.device = file.metadata().map_or(record.device, |found| found.dev());
-            object.file = Some(file);
-            break;
-        }
+    // works for deleted files too, but only while the process lives, and with privilege
+    if let Ok(opened) = open_mapped(pid, &record.range, MOST_OBJECT_BYTES)
+        && opened.identity.1 == record.inode
+    {
+        return Some((opened, true));
     }
-    object
+    [Root::of(pid), Root::own()]
+        .into_iter()
+        .flatten()
+        .filter_map(|root| root.open(&record.path, MOST_OBJECT_BYTES).ok())
+        .find(|opened| opened.identity.1 == record.inode)
+        .map(|opened| {
+            let is_certain = opened.identity.0 == record.device;
+            (opened, is_certain)
+        })
+}
+
+/// Whether a process maps code of the file with this inode at an address now.
+pub fn maps_file_at(pid: u32, address: u64, inode: u64) -> bool {
+    let maps = proc::text(proc::folder(pid).join("maps")).unwrap_or_default();
+    let mut records = maps
+        .lines()
+        .filter_map(|line| parse_maps_line(line.as_bytes()));
+    records.any(|record| record.inode == inode && record.range.contains(&address))
 }
 
 /// Reads one line of /proc/PID/maps; none when it maps no code.
@@ -393,6 +428,7 @@ fn parse_maps_line(line: &[u8]) -> Option<MappingRecord> {
 mod tests {
     use std::fs;
     use std::os::unix::ffi::OsStrExt as _;
+    use std::os::unix::fs::MetadataExt as _;
     use std::path::Path;
 
     use super::*;

@@ -17,9 +17,9 @@ mod vdso;
 pub use command::HeldCommand;
 pub use linked::objects_of_command;
 pub use mapping_events::{Event, MappingEvents, News, What};
-pub use mappings::{Mapping, Mappings, ObjectFile};
+pub use mappings::{Mapping, Mappings, ObjectFile, maps_file_at};
 pub use names::Names;
-pub use process::{Process, descendants, is_kernel_thread, name, running};
+pub use process::{Process, descendants, is_kernel_thread, memory_of, name, running};
 pub use user::User;
 
 /// How a traced program ended.

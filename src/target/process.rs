@@ -1,7 +1,8 @@
 //! A running process: whether it can be traced, whether it still lives.
 //! Its memory map is read in `mappings`.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
@@ -135,6 +136,14 @@ pub fn running() -> Vec<u32> {
 pub fn name(pid: u32) -> Option<String> {
     let name = proc::text(format!("/proc/{pid}/comm")).ok()?;
     Some(name.strip_suffix('\n').unwrap_or(&name).to_owned())
+}
+
+/// The memory of a process, to be read at its addresses.
+///
+/// # Errors
+/// When it has gone, or without the privilege.
+pub fn memory_of(pid: u32) -> io::Result<File> {
+    File::open(proc::folder(pid).join("mem"))
 }
 
 /// Children, their children and so on.

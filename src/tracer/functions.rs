@@ -1,8 +1,6 @@
 //! The table of probed functions, by which one program serves all of them: a row for each, and the allocators that they
 //! belong to. Knows nothing of how probes are attached.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,6 +8,7 @@ use libbpf_rs::{MapCore as _, MapFlags};
 
 use super::skel::types;
 use super::{Attachment, Tracer, unwind_tables};
+use crate::files;
 use crate::probes::{LIBC, ObjectPlan, Operation, Probe};
 
 impl Tracer<'_> {
@@ -36,10 +35,11 @@ impl Tracer<'_> {
         }
         self.objects += 1;
         let row = u32::try_from(self.objects)?;
-        if let Ok(found) = fs::metadata(&object.path) {
-            let key = unwind_tables::file_key((found.dev(), found.ino()))?;
-            let files = &self.skel.maps.allocator_files;
-            files
+        if let Some(identity) = files::identity(&object.path) {
+            let key = unwind_tables::file_key(identity)?;
+            self.skel
+                .maps
+                .allocator_files
                 .update(&key, &row.to_ne_bytes(), MapFlags::ANY)
                 .context("failed to write the map `allocator_files`")?;
             data.allocators_that_call += u32::from(!object.plan.maps());

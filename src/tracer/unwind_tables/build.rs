@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
+use crate::files::{self, MOST_OBJECT_BYTES};
 use crate::reader;
 use crate::unwind::Table;
 
@@ -47,7 +48,7 @@ pub fn build_all<'a>(
     let (mut before, mut told) = (Duration::ZERO, 0);
     let mut tables = Vec::new();
     for paths_of_some in paths.chunks(OPEN_FILES) {
-        let open = |path: &&Path| File::open(path).ok();
+        let open = |path: &&Path| Some(files::open(path, MOST_OBJECT_BYTES).ok()?.into_file());
         let files: Vec<Option<File>> = paths_of_some.iter().map(open).collect();
         let mut passed = Duration::ZERO;
         let done_before = tables.len();

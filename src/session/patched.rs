@@ -1,0 +1,65 @@
+//! Leaves functions unprobed whose code a process has changed in memory, and says so.
+//! What counts as changed is decided in `probes`; where a process maps a function is known to `target`.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+
+use crate::files::{self, MOST_OBJECT_BYTES};
+use crate::probes::{ObjectPlan, Probe, is_patched};
+use crate::stderr::say;
+use crate::target::{Mappings, maps_file_at, memory_of, name};
+
+/// Takes out of an object's plan the functions that one of the processes has changed in its memory: an inline hook, a patch
+/// of a running program. A probe would run the instruction that was there before.
+pub fn leave_out(object: &mut ObjectPlan, mappings: &Mappings, pids: &[u32]) {
+    let Ok(file) = files::open(&object.path, MOST_OBJECT_BYTES) else {
+        return;
+    };
+    for &pid in pids {
+        let copies = mappings.copies(pid, file.identity);
+        if copies.is_empty() {
+            continue;
+        }
+        let Ok(memory) = memory_of(pid) else {
+            continue;
+        };
+        let is_changed = |probe: &Probe| {
+            copies
+                .iter()
+                .filter_map(|mapping| {
+                    let inside = probe.function_offset.checked_sub(mapping.offset)?;
+                    let address = mapping.range.start.checked_add(inside)?;
+                    (address < mapping.range.end).then_some(address)
+                })
+                .any(|address| {
+                    differs(file.file(), &memory, probe, address)
+                        // unless it has been unmapped, or the process has executed another program
+                        && maps_file_at(pid, address, file.identity.1)
+                })
+        };
+        let (changed, kept) = std::mem::take(&mut object.plan.probes)
+            .into_iter()
+            .partition(is_changed);
+        object.plan.probes = kept;
+        let changed: Vec<Probe> = changed;
+        if !changed.is_empty() {
+            let names: Vec<String> = changed.iter().map(Probe::names).collect();
+            say!(
+                "warning: not probed, for process {pid} ({}) has changed their code in {} (an inline hook?): {}",
+                name(pid).unwrap_or_default(),
+                object.shown.display(),
+                names.join(", ")
+            );
+        }
+    }
+}
+
+/// Whether a function's beginning is another in memory than in the file. What can't be read is not told apart.
+fn differs(file: &File, memory: &File, probe: &Probe, address: u64) -> bool {
+    let length = usize::try_from(probe.compared_bytes()).unwrap_or(0);
+    let (mut expected, mut found) = (vec![0; length], vec![0; length]);
+    file.read_exact_at(&mut expected, probe.function_offset)
+        .is_ok()
+        && memory.read_exact_at(&mut found, address).is_ok()
+        && is_patched(&expected, &found)
+}
