@@ -16,7 +16,7 @@ for task in "$@"; do
 		# code whose unwind tables are read
 		packages="$packages libstdc++6 libpython3.11 openjdk-17-jdk-headless libllvm14"
 		# programs that are traced, and valgrind for the truth of their figures
-		packages="$packages valgrind g++ libc6-dbg bc bison cpio dc diffutils file findutils gawk git grep jq"
+		packages="$packages valgrind qemu-user-static g++ libc6-dbg bc bison cpio dc diffutils file findutils gawk git grep jq"
 		packages="$packages libcap2-bin m4 make perl python3 sed sqlite3 tar util-linux xz-utils"
 		# servers under load, and servers whose workers are followed
 		packages="$packages nginx-light redis-server postgresql"

@@ -156,6 +156,8 @@ pub struct Losses {
     pub events: u64,
     /// Files of which not all is known, because reading them took too much or ended the process that did it.
     pub files: u64,
+    /// Processes that ran for a while before they got their first probe, or for a moment had none.
+    pub late_processes: u64,
     /// Stacks that end before their outermost frame.
     pub cut: CutStacks,
 }

@@ -5,6 +5,7 @@
 #include "activity.bpf.h"
 #include "calls.bpf.h"
 #include "kernel_tracepoints.bpf.h"
+#include "program_starts.bpf.h"
 
 static __always_inline int user_enter(struct pt_regs *ctx)
 {
@@ -105,6 +106,13 @@ SEC("raw_tp/sched_process_exec")
 int process_exec(void *ctx)
 {
 	process_has_executed();
+	return 0;
+}
+
+SEC("raw_tp/sched_process_exec")
+int program_begins(struct bpf_raw_tracepoint_args *ctx)
+{
+	announce_program((struct linux_binprm *)ctx->args[2]);
 	return 0;
 }
 

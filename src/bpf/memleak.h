@@ -175,6 +175,12 @@ struct activity {
 	__u64 returns;
 };
 
+/* A process executes a program: the last part of its file's path. */
+struct program_start {
+	__u32 tgid;
+	char name[60];
+};
+
 /* An anonymous mapping was made, removed or moved: the tracer resolves it on its map of ranges. */
 struct range_event {
 	__u32 op; /* OP_MMAP, OP_MUNMAP, OP_MREMAP */

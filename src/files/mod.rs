@@ -164,6 +164,11 @@ pub fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((found.st_dev, found.st_ino))
 }
 
+/// The user whose a file is, by a path as [`identity`] takes it.
+pub fn owner(path: &Path) -> Option<u32> {
+    Some(stat(path).ok()?.st_uid)
+}
+
 /// Whether the user names something that is there; it isn't opened for that.
 pub fn exists(path: &Path) -> bool {
     stat(path).is_ok()

@@ -77,6 +77,14 @@ pub fn warning(losses: &Losses) -> Option<String> {
             ),
         ),
         (
+            losses.late_processes,
+            format!(
+                "{} processes not seen from their first instruction, or for a moment, as a translator such as valgrind \
+                 runs",
+                losses.late_processes
+            ),
+        ),
+        (
             losses.events,
             format!(
                 "{} kernel events not seen, as they came in an interrupt of memleak's own program",

@@ -7,9 +7,10 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::overhead::Overhead;
+use super::probing::Scope;
 use super::traced::Traced;
 use super::wait::monotonic;
-use super::{Session, probing, safety, unwinding, wait};
+use super::{Session, monotonic_ns, probing, safety, translators, unwinding, wait};
 use crate::options::{Choice, TargetOption};
 use crate::probes::{Candidate, ObjectPlan};
 use crate::reader;
@@ -25,22 +26,36 @@ impl Session<'_> {
         let begun = monotonic();
         unwinding::warn_of_fallback(self.tracer.unwinder());
         self.tracer.attach_processes()?;
+        // from here on, a translator that begins is noticed
+        self.scope = translators::scope(self.options, target);
         for pid in target.pids() {
             self.add(pid)?;
         }
-        let only = self.only;
+        let only = match self.scope {
+            Scope::Only(pid) => Some(pid),
+            Scope::Each | Scope::Everyone => None,
+        };
         self.unwinding.foresee(&mut self.tracer, candidates)?;
-        self.unwinding
-            .watch_linker(&mut self.tracer, candidates, only);
+        if self.scope != Scope::Each {
+            self.unwinding
+                .watch_linker(&mut self.tracer, candidates, only);
+        }
         let found = self.add_present(target)?;
         self.tell_unwinder()?;
         if target.is_finite() {
             let objects = self.find_allocators(target, candidates)?;
             safety::check(&self.tracer, target.processes(), candidates, &objects)?;
             self.probing.foresee(candidates);
-            for object in objects {
+            let pids = match self.scope {
+                Scope::Each => target.pids().into_iter().map(Some).collect(),
+                Scope::Only(_) | Scope::Everyone => vec![only],
+            };
+            for (object, pid) in objects
+                .iter()
+                .flat_map(|of| pids.iter().map(move |pid| (of, pid)))
+            {
                 self.probing
-                    .attach(&mut self.tracer, &self.mappings, &object, only)
+                    .attach(&mut self.tracer, &self.mappings, object, *pid)
                     .map_err(|error| target.still_lives().err().unwrap_or(error))?;
             }
         }
@@ -81,6 +96,7 @@ impl Session<'_> {
             found.extend(descendants(&family));
         }
         found.retain(|pid| !self.processes.contains(*pid) && !reader::is_memleak(*pid));
+        found.retain(|pid| !self.spares(*pid));
         for &pid in &found {
             self.add(pid)?;
             // one that has just ended has nothing to be seen
@@ -118,6 +134,14 @@ impl Session<'_> {
         let mut candidates: Vec<Candidate> = Vec::new();
         for &pid in found {
             candidates.extend(probing::candidates(&self.mappings.objects(pid)));
+        }
+        if self.scope == Scope::Each {
+            self.unwinding.foresee(&mut self.tracer, &candidates)?;
+            let now_ns = monotonic_ns();
+            for pid in self.processes.living().collect::<Vec<_>>() {
+                self.follow(pid, now_ns);
+            }
+            return Ok(());
         }
         if self.many && self.options.object.is_none() {
             candidates.extend(own_libc());

@@ -16,6 +16,7 @@ mod reporting;
 mod safety;
 mod silence;
 mod traced;
+mod translators;
 mod unwinding;
 mod wait;
 
@@ -40,7 +41,7 @@ use choice::Chosen;
 use interrupts::Interrupts;
 use outputs::Outputs;
 use overhead::Overhead;
-use probing::Probing;
+use probing::{Probing, Scope};
 use processes::{Keepers, Processes};
 use reporter::Reporter;
 use silence::Silence;
@@ -68,6 +69,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let mapping_events = MappingEvents::start(many)?;
     let mut mappings = Mappings::default();
     let (mut target, candidates) = Traced::open(options, &mut mappings)?;
+    translators::refuse(&target, options)?;
     if let Traced::Command(command) = &target {
         interrupts.answer_for(command.process())?;
     }
@@ -90,7 +92,8 @@ pub fn run(options: &Options) -> Result<u8> {
     let mut session = Session {
         options,
         many,
-        only: first.filter(|_| !many && target.keeps_probes()),
+        scope: Scope::Everyone,
+        looked_for_translators: monotonic(),
         tracer,
         mappings,
         mapping_events,
@@ -149,8 +152,10 @@ struct Session<'a> {
     options: &'a Options,
     /// Whether more than one process can come to be traced.
     many: bool,
-    /// The process that the kernel keeps the probes to.
-    only: Option<u32>,
+    /// Where probes go.
+    scope: Scope,
+    /// When translators were last looked for, on CLOCK_MONOTONIC.
+    looked_for_translators: Duration,
     tracer: Tracer<'a>,
     mappings: Mappings,
     mapping_events: MappingEvents,
@@ -177,7 +182,7 @@ impl Session<'_> {
             _ => None,
         };
         loop {
-            let mut descriptors = Vec::from(self.tracer.descriptors());
+            let mut descriptors = self.tracer.descriptors();
             descriptors.extend(self.mapping_events.descriptors());
             let deadline = schedule.deadline();
             let until = [
@@ -232,6 +237,8 @@ impl Session<'_> {
     fn take_in(&mut self) -> Result<()> {
         // before the mappings: all that these need is announced by now
         let walks = self.tracer.take_deferred_walks()?;
+        self.meet_translators();
+        self.return_to_everyone()?;
         let many = self.many;
         let (news, gone) = self.announced();
         let mut keepers = Keepers {
@@ -255,18 +262,33 @@ impl Session<'_> {
         if !changed.is_empty() {
             let now_ns = monotonic_ns();
             for pid in &changed {
-                let name = self.processes.name(*pid);
-                self.probing.follow(
-                    &mut self.tracer,
-                    (&self.mappings, &self.symbolizer),
-                    (*pid, name),
-                    self.only,
-                    now_ns,
-                );
+                if self.scope == Scope::Each {
+                    self.probing.note_late(*pid);
+                }
+                self.follow(*pid, now_ns);
             }
         }
         unwinding::finish(&mut self.tracer, &self.mappings, walks)?;
         self.reporter.show_calls(&self.tracer.take_calls()?)
+    }
+
+    /// Probes what a process has come to map.
+    fn follow(&mut self, pid: u32, now_ns: u64) {
+        if translators::suspend(self.options, self.scope) {
+            return;
+        }
+        if self.scope == Scope::Each {
+            let candidates = probing::candidates(&self.mappings.objects(pid));
+            self.unwinding
+                .watch_linker(&mut self.tracer, &candidates, Some(pid));
+        }
+        self.probing.follow(
+            &mut self.tracer,
+            (&self.mappings, &self.symbolizer),
+            (pid, self.processes.name(pid)),
+            self.scope,
+            now_ns,
+        );
     }
 
     /// What has been announced, and which processes have gone: they leave the set of those that are traced when all but

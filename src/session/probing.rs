@@ -1,7 +1,7 @@
 //! Which objects have been probed so far, and probes for those that come later: a process executes a static program, or
 //! maps another libc. What to probe in an object is decided in `probes`.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,8 +24,23 @@ pub struct Probing<'a> {
     seen: HashSet<usize>,
     /// Devices and inodes of the files that were searched before they were mapped.
     foreseen: HashSet<(u64, u64)>,
-    /// Devices and inodes of the files that are probed.
-    probed: HashSet<(u64, u64)>,
+    /// Devices and inodes of the files that are probed: in one process, or, with none, in all that map them.
+    probed: HashSet<(Option<u32>, (u64, u64))>,
+    /// What is probed in the files that were found to hold an allocator.
+    plans: HashMap<(u64, u64), ObjectPlan>,
+    /// Processes that ran for a while before they got their first probe.
+    late: u64,
+}
+
+/// Where probes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Into one process, the only one that is traced.
+    Only(u32),
+    /// Into each process that is traced, one by one.
+    Each,
+    /// Into files, for whoever maps them.
+    Everyone,
 }
 
 impl<'a> Probing<'a> {
@@ -36,6 +51,8 @@ impl<'a> Probing<'a> {
             seen: HashSet::new(),
             foreseen: HashSet::new(),
             probed: HashSet::new(),
+            plans: HashMap::new(),
+            late: 0,
         }
     }
 
@@ -65,21 +82,86 @@ impl<'a> Probing<'a> {
         discover(candidates, &wanted)
     }
 
-    /// Probes, in one process or in all, what a process maps that nobody has mapped before. Where that is an allocator, what
+    /// Processes that ran for a while before they got their first probe: what they did until then is not counted.
+    pub fn late(&self) -> u64 {
+        self.late
+    }
+
+    /// A process has come to be traced that may run already, and gets its probes by itself.
+    pub fn note_late(&mut self, pid: u32) {
+        if !self.probed.iter().any(|(known, _)| *known == Some(pid)) {
+            self.late += 1;
+        }
+    }
+
+    /// Forgets what is probed in processes that have ended, or, with none, in all.
+    pub fn forget(&mut self, pids: Option<&BTreeSet<u32>>) {
+        self.probed.retain(|(pid, _)| match (pid, pids) {
+            (Some(pid), Some(pids)) => !pids.contains(pid),
+            (None, None) => false,
+            _ => true,
+        });
+    }
+
+    /// Probes what is known to hold an allocator, for everyone.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn attach_everywhere(
+        &mut self,
+        tracer: &mut Tracer<'_>,
+        mappings: &Mappings,
+    ) -> Result<()> {
+        for object in self.plans.values().cloned().collect::<Vec<_>>() {
+            self.attach(tracer, mappings, &object, None)?;
+        }
+        Ok(())
+    }
+
+    /// Probes in a process what is known to hold an allocator, and what the process maps of it.
+    fn attach_known(
+        &mut self,
+        tracer: &mut Tracer<'_>,
+        mappings: &Mappings,
+        objects: &[Arc<ObjectFile>],
+        pid: u32,
+    ) {
+        for candidate in candidates(objects) {
+            let known = identity(&candidate.path).and_then(|id| self.plans.get(&id));
+            if let Some(plan) = known {
+                let object = ObjectPlan {
+                    path: candidate.path,
+                    ..plan.clone()
+                };
+                // a process that has ended meanwhile is no matter
+                let _ = self.attach(tracer, mappings, &object, Some(pid));
+            }
+        }
+    }
+
+    /// Probes, where `scope` says, what a process maps that nobody has mapped before. Where that is an allocator, what
     /// it did so far is not counted, which is said.
     pub fn follow(
         &mut self,
         tracer: &mut Tracer<'_>,
         maps: (&Mappings, &Symbolizer),
         (pid, name): (u32, &str),
-        only: Option<u32>,
+        scope: Scope,
         now_ns: u64,
     ) {
         let (mappings, symbolizer) = maps;
+        let mut objects = mappings.objects(pid);
+        let only = match scope {
+            Scope::Only(only) => Some(only),
+            Scope::Each => Some(pid),
+            Scope::Everyone => None,
+        };
+        if scope == Scope::Each {
+            self.attach_known(tracer, mappings, &objects, pid);
+        }
         if self.options.object.is_some() {
             return;
         }
-        let mut objects = mappings.objects(pid);
         objects.retain(|object| self.seen.insert(object.id));
         // a process without an allocator is traced in vain, but no reason to stop
         let mut candidates = candidates(&objects);
@@ -95,7 +177,7 @@ impl<'a> Probing<'a> {
             .or_else(|_| self.discover(&candidates, false, &[], &debug))
             .unwrap_or_default();
         for object in found {
-            if self.is_probed(&object) {
+            if self.is_probed(&object, only) {
                 continue;
             }
             let shown = object.shown.display();
@@ -126,8 +208,8 @@ impl<'a> Probing<'a> {
         identity(&candidate.path).is_some_and(|identity| self.foreseen.contains(&identity))
     }
 
-    fn is_probed(&self, object: &ObjectPlan) -> bool {
-        identity(&object.path).is_some_and(|identity| self.probed.contains(&identity))
+    fn is_probed(&self, object: &ObjectPlan, pid: Option<u32>) -> bool {
+        identity(&object.path).is_some_and(|identity| self.probed.contains(&(pid, identity)))
     }
 
     /// Probes an object, in one process or in all, unless it is probed already; without the functions that one of these has
@@ -142,19 +224,24 @@ impl<'a> Probing<'a> {
         object: &ObjectPlan,
         pid: Option<u32>,
     ) -> Result<()> {
-        if self.is_probed(object) {
+        if self.is_probed(object, pid) {
             return Ok(());
         }
-        let mut object = object.clone();
+        let identity = identity(&object.path);
+        let known = identity.is_some_and(|identity| self.plans.contains_key(&identity));
+        let mut probed = object.clone();
         let pids = pid.map_or_else(|| mappings.processes(), |pid| vec![pid]);
-        patched::leave_out(&mut object, mappings, &pids);
-        if self.options.verbose {
-            describe(&object);
+        patched::leave_out(&mut probed, mappings, &pids);
+        if self.options.verbose && !known {
+            describe(&probed);
         }
-        if !object.plan.probes.is_empty() {
-            tracer.attach(&object, pid)?;
+        if !probed.plan.probes.is_empty() {
+            tracer.attach(&probed, pid)?;
         }
-        self.probed.extend(identity(&object.path));
+        if let Some(identity) = identity {
+            self.probed.insert((pid, identity));
+            self.plans.insert(identity, object.clone());
+        }
         Ok(())
     }
 }

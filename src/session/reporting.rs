@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::outputs::Occasion;
+use super::probing::Scope;
 use super::processes::Keepers;
 use super::reporter::Names;
 use super::{End, Session, monotonic_ns, unwinding, wall_time};
@@ -90,6 +91,7 @@ impl Session<'_> {
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
+        snapshot.losses.late_processes = self.probing.late();
         self.symbolizer.refresh();
         let mut names = ProcessNames {
             tracer: &mut self.tracer,
@@ -129,15 +131,8 @@ impl Session<'_> {
             tracer: &mut self.tracer,
         };
         self.processes.synchronize(now_ns, &mut keepers);
-        for pid in self.processes.living() {
-            let name = self.processes.name(pid);
-            self.probing.follow(
-                &mut self.tracer,
-                (&self.mappings, &self.symbolizer),
-                (pid, name),
-                None,
-                now_ns,
-            );
+        for pid in self.processes.living().collect::<Vec<_>>() {
+            self.follow(pid, now_ns);
             self.unwinding
                 .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         }
@@ -152,6 +147,11 @@ impl Session<'_> {
             tracer: &mut self.tracer,
         };
         self.processes.retire(&mut keepers)?;
+        if self.scope == Scope::Each {
+            let pids = ended.keys().copied().collect();
+            self.tracer.detach_from(Some(&pids));
+            self.probing.forget(Some(&pids));
+        }
         self.unwinding.forget(ended);
         self.reporter.forget(ended);
         Ok(())

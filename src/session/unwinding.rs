@@ -11,7 +11,7 @@ use crate::files;
 use crate::probes::{Candidate, debug_hook};
 use crate::snapshot::CutStacks;
 use crate::stderr::say;
-use crate::target::{Mapping, Mappings};
+use crate::target::{Mapping, Mappings, Process};
 use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};
 
 /// Processes that the tracer is told of at the most: each takes a quarter of a MiB. In others the unwinder finds its
@@ -26,8 +26,8 @@ const MOST_IMAGE_BYTES: u64 = 1 << 20;
 pub struct Unwinding {
     /// By process, the state of its mappings, and the changes that its dynamic linker had made by then.
     told: HashMap<u32, (u64, u32)>,
-    /// Device and inode of the dynamic linkers that are watched.
-    linkers: HashSet<(u64, u64)>,
+    /// Device and inode of the dynamic linkers that are watched: in one process, or, with none, in all.
+    linkers: HashSet<(Option<u32>, (u64, u64))>,
 }
 
 impl Unwinding {
@@ -59,10 +59,13 @@ impl Unwinding {
             return;
         };
         let id = files::identity(&linker);
-        if id.is_some_and(|id| !self.linkers.insert(id)) {
+        if id.is_some_and(|id| !self.linkers.insert((pid, id))) {
             return;
         }
-        if let Err(error) = tracer.watch_linker(&linker, offset, pid) {
+        // a process can have ended meanwhile
+        if let Err(error) = tracer.watch_linker(&linker, offset, pid)
+            && pid.is_none_or(|pid| Process::open(pid).is_ok())
+        {
             say!("warning: libraries that take the place of others are noticed late: {error:#}");
         }
     }
@@ -109,8 +112,15 @@ impl Unwinding {
         self.told.contains_key(&pid)
     }
 
+    /// No dynamic linker is watched any more.
+    pub fn forget_linkers(&mut self) {
+        self.linkers.clear();
+    }
+
     /// Processes that have ended have no mappings.
     pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
+        self.linkers
+            .retain(|(pid, _)| pid.is_none_or(|pid| !ended.contains_key(&pid)));
         self.told.retain(|pid, _| !ended.contains_key(pid));
     }
 

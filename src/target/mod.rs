@@ -11,6 +11,7 @@ pub mod memory;
 mod names;
 pub mod proc;
 mod process;
+pub mod translators;
 mod user;
 mod vdso;
 

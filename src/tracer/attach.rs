@@ -25,7 +25,7 @@ pub struct ObjectProbes {
 ///
 /// # Errors
 /// Fails when the kernel refuses.
-pub fn attach_threads(programs: &MemleakProgs<'_>) -> Result<[Link; 2]> {
+pub fn attach_threads(programs: &MemleakProgs<'_>) -> Result<[Link; 3]> {
     let attach = |program: &ProgramMut<'_>, tracepoint: &str| {
         program
             .attach_raw_tracepoint(tracepoint)
@@ -34,6 +34,7 @@ pub fn attach_threads(programs: &MemleakProgs<'_>) -> Result<[Link; 2]> {
     Ok([
         attach(&programs.thread_exit, "sched_process_exit")?,
         attach(&programs.signal_deliver, "signal_deliver")?,
+        attach(&programs.program_begins, "sched_process_exec")?,
     ])
 }
 
@@ -153,7 +154,13 @@ pub fn uses(attachment: Attachment, program: &str) -> bool {
             .is_some_and(|row| row.parse::<u32>().is_ok())
     };
     match attachment {
-        _ if matches!(program, "thread_exit" | "signal_deliver" | "code_change") => true,
+        _ if matches!(
+            program,
+            "thread_exit" | "signal_deliver" | "code_change" | "program_begins"
+        ) =>
+        {
+            true
+        }
         Attachment::Session => matches!(
             program,
             "user_session" | "user_free_multi" | "empty_session"

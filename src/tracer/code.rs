@@ -157,9 +157,12 @@ impl Tracer<'_> {
     /// # Errors
     /// Fails when the kernel refuses.
     pub fn watch_linker(&mut self, linker: &Path, offset: u64, pid: Option<u32>) -> Result<()> {
-        let link = attach::attach_code_change(&self.skel.progs, pid, linker, offset)?;
-        self.links.push(link);
-        Ok(())
+        let programs = &self.skel.progs;
+        self.guarded(pid, || {
+            Ok(vec![attach::attach_code_change(
+                programs, pid, linker, offset,
+            )?])
+        })
     }
 
     /// How often a process's dynamic linker has changed what is mapped, for [`Tracer::set_code`].

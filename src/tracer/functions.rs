@@ -3,17 +3,48 @@
 
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use libbpf_rs::{MapCore as _, MapFlags};
 
 use super::skel::types;
-use super::{Attachment, Tracer, unwind_tables};
+use super::{Attachment, Tracer, owner, unwind_tables};
 use crate::files;
 use crate::probes::{LIBC, ObjectPlan, Operation, Probe};
 
 impl Tracer<'_> {
+    /// Whether what is to be probed in an object is in the table already: another process maps it.
+    pub(super) fn is_described(&self, object: &ObjectPlan) -> bool {
+        let file = files::identity(&object.path);
+        let known = file.and_then(|file| self.described.get(&file));
+        known.is_some_and(|known| known.iter().map(|(_, probe)| probe).eq(&object.plan.probes))
+    }
+
+    /// Puts what is to be probed in an object into the table; gives the functions with their rows.
+    pub(super) fn describe_object(&mut self, object: &ObjectPlan) -> Result<Vec<(u32, Probe)>> {
+        let file = files::identity(&object.path);
+        if self.is_described(object)
+            && let Some(known) = file.and_then(|file| self.described.get(&file))
+        {
+            return Ok(known.clone());
+        }
+        if let Some(why) = self.refusal(object) {
+            bail!(why);
+        }
+        self.function_quota
+            .take(owner(object), object.plan.probes.len());
+        let code = self.describe_code(object)?;
+        let mut probes = Vec::new();
+        for probe in &object.plan.probes {
+            probes.push((self.describe(probe, code)?, probe.clone()));
+        }
+        if let Some(file) = file {
+            self.described.insert(file, probes.clone());
+        }
+        Ok(probes)
+    }
+
     /// Tells the programs where an object's allocator maps memory from; gives the row of that, from 1; 0: none.
-    pub(super) fn describe_code(&mut self, object: &ObjectPlan) -> Result<u32> {
+    fn describe_code(&mut self, object: &ObjectPlan) -> Result<u32> {
         let code = &object.plan.allocator_code;
         let data = self
             .skel
@@ -61,7 +92,7 @@ impl Tracer<'_> {
     }
 
     /// Puts a function into the table that the programs read; gives its row. `code` is the row of its object's allocator.
-    pub(super) fn describe(&mut self, probe: &Probe, code: u32) -> Result<u32> {
+    fn describe(&mut self, probe: &Probe, code: u32) -> Result<u32> {
         // without cookies each row takes a program, of which there are few: functions that are alike share one
         if self.attachment == Attachment::Plain
             && let Some(row) = self.functions.iter().position(|known| known.is_like(probe))

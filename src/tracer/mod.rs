@@ -8,6 +8,7 @@ mod cost;
 mod deferred;
 mod events;
 mod functions;
+mod guard;
 mod kernel;
 mod kernel_events;
 mod load;
@@ -30,18 +31,17 @@ mod usage;
 mod skel;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::MetadataExt as _;
 use std::sync::Arc;
 use std::thread;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, MapCore as _, MapHandle, PrintLevel, set_print};
 
 pub use cost::{Activity, RunTime, Statistics, TrapCost};
 pub use deferred::DeferredWalk;
 use deferred::FinishedStacks;
+pub use guard::TranslatorStart;
 use kernel::Features;
 pub use kernel::{Attachment, check};
 pub use kernel_events::{KernelCode, KernelEvents, UnseenFrees, UnwindTable};
@@ -50,11 +50,13 @@ pub use processes::ProcessFilter;
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
+use crate::files;
 use crate::options::{Sampling, Unwind};
 use crate::probes::{ObjectPlan, Probe};
 use crate::snapshot::StackId;
 use attach::ObjectProbes;
 use events::Events;
+use guard::Guard;
 use quota::Quota;
 use skel::MemleakSkel;
 use unwind_tables::UnwindTables;
@@ -97,6 +99,7 @@ pub struct Config {
 /// A loaded tracer. Dropping it detaches all probes.
 pub struct Tracer<'obj> {
     // first, so that probes are gone before the programs and maps they use
+    guard: Option<Guard>,
     links: Vec<Link>,
     events: Events,
     skel: MemleakSkel<'obj>,
@@ -104,6 +107,8 @@ pub struct Tracer<'obj> {
     config: Config,
     unwinder: Unwinder,
     functions: Vec<Probe>,
+    /// By file, what is probed there, with its rows: the same in each process that maps it.
+    described: HashMap<FileId, Vec<(u32, Probe)>>,
     /// Objects whose allocator's code the programs know.
     objects: usize,
     function_quota: Quota,
@@ -151,7 +156,14 @@ impl<'obj> Tracer<'obj> {
         let functions = skel.maps.bss_data.as_deref();
         let functions = functions.map_or(0, |data| data.functions.len());
         let function_quota = Quota::new(functions, config.processes.is_some());
+        let guard = match config.kernel {
+            None => Some(Guard::start(MapHandle::try_from(
+                &skel.maps.program_starts,
+            )?)?),
+            Some(_) => None,
+        };
         Ok(Self {
+            guard,
             links: Vec::new(),
             events,
             skel,
@@ -159,6 +171,7 @@ impl<'obj> Tracer<'obj> {
             config,
             unwinder,
             functions: Vec::new(),
+            described: HashMap::new(),
             objects: 0,
             function_quota,
             allocators: Vec::new(),
@@ -180,37 +193,65 @@ impl<'obj> Tracer<'obj> {
     /// # Errors
     /// Fails when the kernel refuses, or when there are too many functions.
     pub fn attach(&mut self, object: &ObjectPlan, pid: Option<u32>) -> Result<()> {
-        if let Some(why) = self.refusal(object) {
-            bail!(why);
-        }
-        self.function_quota
-            .take(owner(object), object.plan.probes.len());
-        let mut probes = Vec::new();
-        let code = self.describe_code(object)?;
-        for probe in &object.plan.probes {
-            probes.push((self.describe(probe, code)?, probe.clone()));
-        }
         let object = ObjectProbes {
             path: object.path.clone(),
             shown: object.shown.clone(),
-            probes,
+            probes: self.describe_object(object)?,
         };
         self.watch_threads()?;
-        let links = attach::attach(&self.skel.progs, self.attachment, pid, &object)?;
-        self.links.extend(links);
-        Ok(())
+        let (programs, attachment) = (&self.skel.progs, self.attachment);
+        self.guarded(pid, || attach::attach(programs, attachment, pid, &object))
     }
 
     /// Why an object is not to be probed, among those of several users: theirs would have no room.
     pub fn refusal(&self, object: &ObjectPlan) -> Option<String> {
         let owner = owner(object);
         let fits = object.plan.probes.len() <= self.function_quota.left(owner);
-        (!fits).then(|| {
+        (!fits && !self.is_described(object)).then(|| {
             format!(
                 "{} is not probed: files of user {owner} would take more than their share of the functions that can be",
                 object.shown.display()
             )
         })
+    }
+
+    /// Attaches probes in one process, or in all, unless a translator would meet them.
+    fn guarded(&self, pid: Option<u32>, attach: impl FnOnce() -> Result<Vec<Link>>) -> Result<()> {
+        let guard = self
+            .guard
+            .as_ref()
+            .context("the kernel has no user probes")?;
+        guard.attach(pid, attach)
+    }
+
+    /// Takes the probes out of processes that have ended, or, with none, those that are in all processes.
+    pub fn detach_from(&mut self, pids: Option<&BTreeSet<u32>>) {
+        let wanted = |pid: Option<u32>| match (pid, pids) {
+            (Some(pid), Some(pids)) => pids.contains(&pid),
+            (None, None) => true,
+            _ => false,
+        };
+        let released = self.guard.iter().flat_map(|guard| guard.release(wanted));
+        drop_all(released.collect());
+    }
+
+    /// The translators that have begun since the last time: probes that they would have met are gone.
+    pub fn take_translators(&self) -> Vec<TranslatorStart> {
+        self.guard.as_ref().map(Guard::take).unwrap_or_default()
+    }
+
+    /// The translators that have begun have ended.
+    pub fn forget_translators(&self) {
+        if let Some(guard) = &self.guard {
+            guard.forget();
+        }
+    }
+
+    /// No probe goes into a process any more.
+    pub fn spare(&self, pid: u32) {
+        if let Some(guard) = &self.guard {
+            guard.spare(pid);
+        }
     }
 
     /// Follows processes from fork to exit, as [`Config::processes`] says; before any of them is added.
@@ -268,7 +309,7 @@ impl<'obj> Tracer<'obj> {
         processes::clear(&self.skel.maps, ended, used)
     }
 
-    /// Watches threads, once.
+    /// Watches threads, and the programs that begin, once.
     fn watch_threads(&mut self) -> Result<()> {
         if self.links.is_empty() {
             self.links.extend(attach::attach_threads(&self.skel.progs)?);
@@ -297,13 +338,12 @@ impl<'obj> Tracer<'obj> {
 
     /// Removes all probes; what was recorded stays readable.
     pub fn detach(&mut self) {
-        // at each link the kernel waits for all who may be in a probe: of one wait, all can make use
-        thread::scope(|scope| {
-            for link in self.links.drain(..) {
-                // where there can be no thread, the link goes at once
-                let _ = thread::Builder::new().spawn_scoped(scope, || drop(link));
-            }
-        });
+        let mut links = std::mem::take(&mut self.links);
+        links.extend(self.guard.iter().flat_map(|guard| guard.release(|_| true)));
+        drop_all(links);
+        if let Some(guard) = &self.guard {
+            guard.settle();
+        }
     }
 
     /// A process executed another program at a time on CLOCK_MONOTONIC: what it held before is gone.
@@ -318,13 +358,25 @@ impl<'obj> Tracer<'obj> {
     }
 
     /// They become readable when something has been reported.
-    pub fn descriptors(&self) -> [BorrowedFd<'_>; 2] {
-        self.events.descriptors()
+    pub fn descriptors(&self) -> Vec<BorrowedFd<'_>> {
+        let mut descriptors = Vec::from(self.events.descriptors());
+        descriptors.extend(self.guard.as_ref().map(Guard::descriptor));
+        descriptors
     }
 }
 
 /// The user whose file an object is.
 fn owner(object: &ObjectPlan) -> u32 {
     // what can't be asked can't be probed either
-    fs::metadata(&object.path).map_or(0, |found| found.uid())
+    files::owner(&object.path).unwrap_or(0)
+}
+
+/// Drops links together: at each the kernel waits for all who may be in a probe, and of one wait all can make use.
+fn drop_all(links: Vec<Link>) {
+    thread::scope(|scope| {
+        for link in links {
+            // where there can be no thread, the link goes at once
+            let _ = thread::Builder::new().spawn_scoped(scope, || drop(link));
+        }
+    });
 }

@@ -141,6 +141,7 @@ impl Tracer<'_> {
             stacks: lost.stacks,
             ranges: lost.ranges,
             mappings: 0,
+            late_processes: 0,
             files: 0,
             calls: lost.calls,
             threads: lost.threads,

@@ -28,6 +28,8 @@ unsafe impl plain::Plain for types::unwind_file_key {}
 // SAFETY: as above.
 unsafe impl plain::Plain for types::unwind_file {}
 // SAFETY: as above.
+unsafe impl plain::Plain for types::program_start {}
+// SAFETY: as above.
 unsafe impl plain::Plain for types::call_event {}
 // SAFETY: as above.
 unsafe impl plain::Plain for types::activity {}

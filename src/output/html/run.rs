@@ -204,6 +204,14 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             "Some frames may stay unknown or missing.",
         ),
         (
+            losses.late_processes,
+            format!(
+                "{} not seen from the first instruction, or not for a moment.",
+                plural(losses.late_processes, "process was", "processes were")
+            ),
+            "A translator such as valgrind ran, which would have died of probes for everyone: each process got its own.",
+        ),
+        (
             losses.unfollowed,
             format!(
                 "{} not followed.",

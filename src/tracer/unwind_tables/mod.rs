@@ -11,7 +11,6 @@ use std::collections::hash_map::Entry;
 use std::fmt::Display;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
@@ -21,6 +20,7 @@ use super::deferred::Found;
 use super::skel::types::{
     unwind_code, unwind_file, unwind_file_key, unwind_mapping, unwind_process, unwind_segment,
 };
+use crate::files;
 use crate::unwind::{self, PAGE_SIZE, Rule, Segment, Table};
 pub use build::Meanwhile;
 use build::build_all;
@@ -167,7 +167,7 @@ impl UnwindTables {
         for ((id, path), table) in new.iter().zip(tables) {
             let name = fs::read_link(path).unwrap_or_else(|_| path.clone());
             // what can't be asked has no table either
-            let owner = fs::metadata(path).map_or(0, |found| found.uid());
+            let owner = files::owner(path).unwrap_or(0);
             let of = (&name.display() as &dyn Display, owner);
             let loaded = self.store.load(table.as_ref(), of, meanwhile)?;
             self.files.insert(*id, KnownFile { loaded, table });
