@@ -152,6 +152,9 @@ pub struct Losses {
     pub in_handlers: u64,
     /// Processes that were not traced because there were too many.
     pub processes: u64,
+    /// Announcements of processes that were started, executed a program or ended, which were dropped because their ring was
+    /// full: of those there may be neither name nor end.
+    pub lives: u64,
     /// Events of the kernel that came while the program for them was at work already, in an interrupt of it.
     pub events: u64,
     /// Files of which not all is known, because reading them took too much or ended the process that did it.

@@ -3,11 +3,85 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use common::memleak::{self, ALL_STACKS, NEVER, finish_well, last_report};
-use common::report::Held;
+use common::report::{Held, all_reports};
 use common::{fixture, require_root};
+use rustix::process::Signal;
+
+/// Children that come and go while memleak can't run have a name each, and are reported once.
+#[test]
+fn what_happens_while_memleak_is_kept_from_running_is_exact() {
+    require_root();
+    const CHILDREN: usize = 400;
+    let program = fixture::c("crowd");
+    let all = ["-f", "-v", "-T", ALL_STACKS, "--top-processes", ALL_STACKS];
+    let mut running = memleak::start(
+        &[&all[..], &[NEVER]].concat(),
+        &program,
+        &[&CHILDREN.to_string()],
+    );
+    running.expect("ready");
+    running.signal(Signal::STOP);
+    running.send_line();
+    running.expect("done");
+    running.signal(Signal::CONT);
+    let finished = finish_well(running);
+    let lost = finished
+        .stderr
+        .iter()
+        .find(|line| line.contains("not seen"));
+    assert_eq!(lost, None, "{finished:#?}");
+    let report = all_reports(&finished.stdout);
+    let mut held: BTreeMap<u32, Held> = BTreeMap::new();
+    for stack in report.stacks.iter().filter(|stack| {
+        stack
+            .frames
+            .iter()
+            .any(|frame| frame.symbol == "leak_in_crowd")
+    }) {
+        let sum = held.entry(stack.pid).or_default();
+        sum.bytes += stack.held.bytes;
+        sum.count += stack.held.count;
+    }
+    assert_eq!(held.len(), CHILDREN, "{finished:#?}");
+    let wrong = held.iter().find(|(_, held)| **held != Held::each(10, 1009));
+    assert_eq!(wrong, None, "{finished:#?}");
+    for process in &report.processes {
+        assert_eq!(process.name, "crowd", "{process:?}");
+        assert!(process.ended, "{process:?}");
+    }
+}
+
+#[test]
+fn two_processes_of_one_number_are_two() {
+    require_root();
+    let program = fixture::c("same_number");
+    for stopped in [false, true] {
+        let options = ["-f", "-v", "-T", ALL_STACKS, NEVER];
+        let mut running = memleak::start(&options, &program, &[]);
+        running.expect("ready");
+        if stopped {
+            running.signal(Signal::STOP);
+        }
+        running.send_line();
+        let child = running.expect_number("child") as u32;
+        running.expect("done");
+        running.signal(Signal::CONT);
+        let finished = finish_well(running);
+        let report = all_reports(&finished.stdout);
+        let made = |function| report.made_by(child, function);
+        assert_eq!(made("leak_first"), Held::each(1, 2221), "{finished:#?}");
+        assert_eq!(made("leak_second"), Held::each(2, 3331), "{finished:#?}");
+        let parts = report
+            .processes
+            .iter()
+            .filter(|process| process.pid == child);
+        assert_eq!(parts.count(), 2, "{finished:#?}");
+    }
+}
 
 /// Attaches to a fixture and lets it leak once. Gives what is reported of `function`.
 fn leaked_once(options: &[&str], program: &str, arguments: &[&str], function: &str) -> Held {

@@ -80,8 +80,11 @@ const volatile __u32 pid_namespace = 0;
 /* More than one process can be traced: `traced_processes` says which are. */
 const volatile bool many_processes = false;
 
-/* The one process that is traced, where the probes are in others as well; 0: they are not. */
-const volatile __u32 only_tgid = 0;
+/* The one process that is traced; 0: more than one can be, or the kernel is. */
+const volatile __u32 single_tgid = 0;
+
+/* The probes are in other processes as well. */
+const volatile bool filter_single = false;
 
 /* Children of traced processes are traced as well. */
 const volatile bool follow_forks = false;
@@ -115,6 +118,9 @@ volatile __u32 epoch = 0;
 
 /* How often the tracer has changed what it says of processes' mappings: what was cached before is stale. */
 volatile __u32 unwind_changes = 0;
+
+/* Processes that the only traced one has started. */
+__u64 children_started = 0;
 
 struct lost lost = {};
 

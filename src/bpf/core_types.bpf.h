@@ -190,6 +190,7 @@ struct task_struct {
 	struct signal_struct *signal;
 	unsigned long sas_ss_sp; /* the alternate stack for signal handlers */
 	unsigned long sas_ss_size;
+	char comm[16];
 };
 
 struct kmem_cache {

@@ -165,6 +165,7 @@ struct lost {
 	__u64 threads;	    /* no memory for a thread's state */
 	__u64 missed_frees; /* an address was handed out that was still live */
 	__u64 processes;    /* `traced_processes` was full */
+	__u64 lives;	    /* `life_events` was full */
 	__u64 unfollowed;   /* calls that could have thrown an exception through a return probe */
 	__u64 in_handlers;  /* calls by signal handlers whose return could not be trapped */
 };
@@ -195,6 +196,24 @@ struct range_event {
 	__u64 length;  /* 0: a file mapping, which is not counted but may replace ranges */
 	__u64 flags;   /* of mmap or mremap */
 	__u64 stack;
+};
+
+/* What happens to a traced process as a whole. */
+enum life {
+	LIFE_FORKED = 1,   /* it joins, as the child of another process */
+	LIFE_EXECUTED = 2, /* it executes a program, and is traced, before or from now on */
+	LIFE_LEFT = 3,	   /* it executes a program for which it is traced no longer */
+	LIFE_ENDED = 4,	   /* its last thread has ended */
+};
+
+/* Entry of `life_events`. */
+struct life_event {
+	__u64 time_ns; /* CLOCK_MONOTONIC */
+	__u32 tgid;
+	__u32 parent; /* of one that was forked */
+	enum life life;
+	__u32 zero;
+	char comm[16];
 };
 
 /* An allocator call, for --trace. */

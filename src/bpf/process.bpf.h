@@ -11,6 +11,17 @@
 /* The kernel's limit on pid namespaces within each other, and the initial one's. */
 #define MAX_PID_NAMESPACES 33
 
+/*
+ * What happens to traced processes, in a ring of its own: a flood of anything else never drops it. Who is in
+ * the set has been announced here, and who has left it has been, too.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096);
+} life_events SEC(".maps");
+
+const volatile struct life_event life_event_type = {};
+
 /* Traced processes, by tgid; the value means nothing. In use where more than one can be traced. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -84,17 +95,31 @@ static __always_inline bool is_traced(struct task_struct *task)
 	__u32 tgid;
 
 	if (!many_processes)
-		return !only_tgid || tgid_of(task) == only_tgid;
+		return !filter_single || tgid_of(task) == single_tgid;
 	tgid = tgid_of(task);
 	return bpf_map_lookup_elem(&traced_processes, &tgid);
 }
 
-static __always_inline void trace_process(__u32 tgid)
+/* Announces what happens to a process, which is called as `task` is. */
+static __always_inline void announce(struct life_event *life, struct task_struct *task)
+{
+	life->time_ns = bpf_ktime_get_ns();
+	bpf_core_read(&life->comm, sizeof(life->comm), &task->comm);
+	if (bpf_ringbuf_output(&life_events, life, sizeof(*life), 0))
+		count_lost(lives);
+}
+
+/* Puts a process into the set; tells whether it is there. */
+static __always_inline bool trace_process(__u32 tgid)
 {
 	__u32 value = 0;
 
-	if (tgid && tgid != own_tgid && bpf_map_update_elem(&traced_processes, &tgid, &value, BPF_ANY))
-		count_lost(processes);
+	if (!tgid || tgid == own_tgid)
+		return false;
+	if (!bpf_map_update_elem(&traced_processes, &tgid, &value, BPF_ANY))
+		return true;
+	count_lost(processes);
+	return false;
 }
 
 /* Whether the current process is called as the user said. Its name runs through an automaton. */
@@ -135,41 +160,66 @@ static __always_inline bool is_own_child(struct task_struct *task)
 /* The current process has made a task: a thread of its own, or a child before its first instruction. */
 static __always_inline void process_has_forked(struct task_struct *child)
 {
-	struct pid *number;
+	struct life_event life = {.life = LIFE_FORKED};
 
 	if (BPF_CORE_READ(child, pid) != BPF_CORE_READ(child, tgid))
 		return;
+	life.parent = tgid_of(current_task());
+	if (!many_processes) {
+		if (life.parent == single_tgid)
+			__sync_fetch_and_add(&children_started, 1);
+		return;
+	}
 	if (!(follow_forks && is_traced(current_task())) && !is_in_cgroup())
 		return;
 	if (is_own_child(child))
 		return;
-	number = BPF_CORE_READ(child, thread_pid);
-	trace_process(pid_namespace ? number_of(number) : BPF_CORE_READ(child, tgid));
+	life.tgid = pid_namespace ? number_of(BPF_CORE_READ(child, thread_pid)) : BPF_CORE_READ(child, tgid);
+	if (trace_process(life.tgid))
+		announce(&life, child);
+}
+
+/* Whether a process that executes a program is traced from then on; `life` says what that makes of it. */
+static __always_inline bool stays_or_joins(struct life_event *life)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	bool known, wanted;
+
+	if (!many_processes)
+		return life->tgid == single_tgid;
+	known = bpf_map_lookup_elem(&traced_processes, &life->tgid);
+	wanted = trace_all || name_is_wanted() || is_in_cgroup();
+	if (!known)
+		return wanted && !is_own_child(task) && trace_process(life->tgid);
+	if (!wanted && !follow_execs) {
+		bpf_map_delete_elem(&traced_processes, &life->tgid);
+		life->life = LIFE_LEFT;
+	}
+	return true;
 }
 
 /* The current process is about to run another program. */
 static __always_inline void process_has_executed(void)
 {
-	__u32 tgid = tgid_of(current_task());
-	bool known = bpf_map_lookup_elem(&traced_processes, &tgid);
-	bool wanted = trace_all || name_is_wanted() || is_in_cgroup();
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+	struct life_event life = {.life = LIFE_EXECUTED, .tgid = tgid_of(current_task())};
 
-	if (wanted && !known && !is_own_child((struct task_struct *)bpf_get_current_task()))
-		trace_process(tgid);
-	if (known && !wanted && !follow_execs)
-		bpf_map_delete_elem(&traced_processes, &tgid);
+	if (stays_or_joins(&life))
+		announce(&life, task);
 }
 
 /* The current thread has ended; with the last one, its process has. */
 static __always_inline void thread_has_ended(void)
 {
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
-	__u32 tgid;
+	struct life_event life = {.life = LIFE_ENDED};
 
 	if (BPF_CORE_READ(task, signal, live.counter) > 0)
 		return;
-	tgid = tgid_of(current_task());
-	bpf_map_delete_elem(&traced_processes, &tgid);
+	life.tgid = tgid_of(current_task());
+	/* of two that end at once, both can be the last */
+	if (!bpf_map_delete_elem(&traced_processes, &life.tgid))
+		announce(&life, BPF_CORE_READ(task, group_leader));
 }
 
 #endif

@@ -85,6 +85,13 @@ pub fn warning(losses: &Losses) -> Option<String> {
             ),
         ),
         (
+            losses.lives,
+            format!(
+                "{} starts and ends of processes not seen, some may have no name or be reported late, trace fewer",
+                losses.lives
+            ),
+        ),
+        (
             losses.events,
             format!(
                 "{} kernel events not seen, as they came in an interrupt of memleak's own program",

@@ -84,7 +84,8 @@ impl Session<'_> {
         if self.many {
             self.tracer.add_process(pid)?;
         }
-        self.processes.add(pid, &mut self.symbolizer);
+        self.processes
+            .add(pid, monotonic_ns(), &mut self.symbolizer);
         Ok(())
     }
 

@@ -20,9 +20,7 @@ mod translators;
 mod unwinding;
 mod wait;
 
-use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
-use std::mem;
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -35,8 +33,8 @@ use crate::recording::model::Reason;
 use crate::snapshot::WallTime;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::{MappingEvents, Mappings, News, memory};
-use crate::tracer::{self, Config, ProcessFilter, Storage, Tracer};
+use crate::target::{MappingEvents, Mappings, memory};
+use crate::tracer::{self, Config, ProcessFilter, Single, Storage, Tracer};
 use choice::Chosen;
 use interrupts::Interrupts;
 use outputs::Outputs;
@@ -82,7 +80,10 @@ pub fn run(options: &Options) -> Result<u8> {
         &mut storage,
         Config {
             max_throwing_size: max_throwing_size(&target),
-            only: first.filter(|_| !many && !target.keeps_probes()),
+            single: first.filter(|_| !many).map(|pid| Single {
+                pid,
+                kept_apart: target.keeps_probes(),
+            }),
             ..config(options, filter)
         },
     )?;
@@ -97,13 +98,12 @@ pub fn run(options: &Options) -> Result<u8> {
         tracer,
         mappings,
         mapping_events,
-        processes: Processes::new(chosen.rules.clone(), many, held),
+        processes: Processes::new(many, held),
         chosen,
         probing: Probing::new(options),
         unwinding: Unwinding::default(),
         symbolizer,
         lost_mappings: 0,
-        late_ends: News::default(),
         overhead: None,
         expensive: 0,
         reporter: Reporter::new(&options.reporting, outputs),
@@ -165,8 +165,6 @@ struct Session<'a> {
     unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
-    /// Ends of threads that are still to be looked at: of their processes, too, it may be.
-    late_ends: News,
     overhead: Option<Overhead>,
     /// Intervals in a row in which the overhead was above the limit.
     expensive: u32,
@@ -189,7 +187,6 @@ impl Session<'_> {
                 Some(deadline),
                 self.overhead.as_ref().and_then(Overhead::statistics_end),
                 self.processes.last_reports_due(),
-                (!self.late_ends.events.is_empty()).then(monotonic),
             ];
             let until = until.into_iter().flatten().min();
             // of several, the tracer tells who is left
@@ -197,6 +194,7 @@ impl Session<'_> {
             let process = process.map(|process| process.as_fd());
             let wake = wait::wait(interrupts, process, &descriptors, until)?;
             self.take_in()?;
+            self.settle()?;
             if let Some(overhead) = &mut self.overhead {
                 overhead.end_statistics(&self.tracer)?;
             }
@@ -233,6 +231,16 @@ impl Session<'_> {
         }
     }
 
+    /// Reports on processes that have ended and whose numbers others have by now, until all is taken in.
+    fn settle(&mut self) -> Result<()> {
+        while self.processes.is_blocked() {
+            let older = self.options.reporting.older;
+            self.report(older, Reason::Interval, true)?;
+            self.take_in()?;
+        }
+        Ok(())
+    }
+
     /// Takes in what the kernel has reported.
     fn take_in(&mut self) -> Result<()> {
         // before the mappings: all that these need is announced by now
@@ -240,13 +248,18 @@ impl Session<'_> {
         self.meet_translators();
         self.return_to_everyone()?;
         let many = self.many;
-        let (news, gone) = self.announced();
+        let processes = &self.processes;
+        let mut news = self
+            .mapping_events
+            .drain(|pid| many || processes.contains(pid));
+        // after the mappings, or a process would not be known that has some
+        news.events.extend(self.tracer.take_lives()?);
         let mut keepers = Keepers {
             mappings: &mut self.mappings,
             symbolizer: &mut self.symbolizer,
             tracer: &mut self.tracer,
         };
-        let changed = self.processes.apply(news.events, &gone, &mut keepers)?;
+        let changed = self.processes.apply(news.events, &mut keepers)?;
         if news.lost > 0 {
             self.make_up_for(news.lost);
         }
@@ -289,23 +302,6 @@ impl Session<'_> {
             self.scope,
             now_ns,
         );
-    }
-
-    /// What has been announced, and which processes have gone: they leave the set of those that are traced when all but
-    /// their last announcement has been made, so what comes after a look at the set is all that was missing. Who ends in
-    /// the meantime is looked at next time, or this would not come to an end while processes do.
-    fn announced(&mut self) -> (News, BTreeSet<u32>) {
-        let (many, processes) = (self.many, &self.processes);
-        let wanted = |pid: u32| many || processes.contains(pid);
-        let mut news = self.mapping_events.drain(wanted);
-        news.extend(mem::take(&mut self.late_ends));
-        let gone = processes.gone(&news.events, &self.tracer);
-        if !gone.is_empty() {
-            let mut later = self.mapping_events.drain(wanted);
-            self.late_ends.events = later.take_ends_of_others(&gone);
-            news.extend(later);
-        }
-        (news, gone)
     }
 
     /// Announcements were lost. What they told may have been of other processes, and can be read anew while these live.
@@ -372,7 +368,7 @@ fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
         max_depth: recording.max_depth,
         unwind: options.unwind,
         from_start: options.many_processes() || matches!(options.target, TargetOption::Command(_)),
-        only: None,
+        single: None,
         processes,
         kernel: None,
         verbose: options.verbose,

@@ -1,37 +1,46 @@
 //! The processes that a session traces: who they are, from fork or exec to their last report, as the kernel tells it.
 //! Knows nothing of what they allocate; what they map and are made of is kept by those that it hands it to.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use anyhow::Result;
 
-use super::choice::Rules;
 use super::wait::monotonic;
-use crate::reader;
 use crate::report::ProcessEntry;
-use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::{Event, Mappings, What, name};
+use crate::target::{Event, MappingRecord, Mappings, Process, What, name};
 use crate::tracer::Tracer;
 
 /// How long the last report of a process that has ended may take: then it is made out of turn, for all that have.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
-/// The kernel announces a process before it puts it into the set of those that are traced: this much earlier at the
-/// most.
-const ANNOUNCED_BEFORE_NS: u64 = 100_000_000;
-
 /// Files that are kept open although no traced process maps them.
 const UNUSED_FILES: usize = 512;
 
+/// How long it may take from a program's first mapping to the word that the process is traced which executes it.
+const JOINING_NS: u64 = 1_000_000_000;
+
+/// Processes that can be about to join, and what is kept for each: more than any program maps before it runs.
+const MOST_JOINING: usize = 1024;
+const MOST_MAPPED: usize = 32;
+
+/// What stands for a name that was lost.
+const NO_NAME: &str = "?";
+
 /// The traced processes, living or with their last report to come.
 pub struct Processes {
-    rules: Rules,
     many: bool,
     known: BTreeMap<u32, Known>,
+    /// What has been announced and is still to be taken in: behind a process that must get its last report first, as
+    /// another one has come under its number.
+    queue: VecDeque<Event>,
+    /// What processes have mapped since they began to execute a program: those for whom that may be the reason to join.
+    joining: BTreeMap<u32, Joining>,
     /// A command that is still to execute its program.
     held: Option<u32>,
+    /// Announcements of lives that were lost, and made up for.
+    lost_lives: u64,
     /// When the first of those ended that have no last report yet.
     first_ended: Option<Duration>,
 }
@@ -39,9 +48,17 @@ pub struct Processes {
 struct Known {
     name: String,
     since_ns: u64,
-    /// Whether it is certain that it is traced.
-    confirmed: bool,
+    /// Whether it was found, and not announced: the end of such a one can have come before it was traced.
+    found: bool,
+    /// Whether it is executing a program, whose mappings are known.
+    new_image: bool,
     ended_ns: Option<u64>,
+}
+
+/// A process that may be about to join.
+struct Joining {
+    since_ns: u64,
+    mapped: Vec<MappingRecord>,
 }
 
 /// What is kept of each process elsewhere.
@@ -56,20 +73,26 @@ pub struct Keepers<'a, 'obj> {
 
 impl Processes {
     /// Nobody yet. With `many`, others can join.
-    pub fn new(rules: Rules, many: bool, held: Option<u32>) -> Self {
+    pub fn new(many: bool, held: Option<u32>) -> Self {
         Self {
-            rules,
             many,
             known: BTreeMap::new(),
+            queue: VecDeque::new(),
+            joining: BTreeMap::new(),
             held,
+            lost_lives: 0,
             first_ended: None,
         }
     }
 
-    /// Adds a process that is traced, and was before it was looked at.
-    pub fn add(&mut self, pid: u32, symbolizer: &mut Symbolizer) {
+    /// Adds a process that was found among those that run, at a time in ns of CLOCK_MONOTONIC.
+    pub fn add(&mut self, pid: u32, now_ns: u64, symbolizer: &mut Symbolizer) {
         symbolizer.add(pid, None);
-        self.insert(pid, name(pid).unwrap_or_else(|| "?".into()), 0, true);
+        let name = name(pid).unwrap_or_else(|| NO_NAME.into());
+        self.insert(pid, name, now_ns);
+        if let Some(known) = self.known.get_mut(&pid) {
+            known.found = true;
+        }
     }
 
     /// Whether a process is among those that are traced, and lives as far as is known.
@@ -88,103 +111,181 @@ impl Processes {
     pub fn living(&self) -> impl Iterator<Item = u32> {
         self.known
             .iter()
-            .filter(|(_, known)| known.ended_ns.is_none() && known.confirmed)
+            .filter(|(_, known)| known.ended_ns.is_none())
             .map(|(pid, _)| *pid)
     }
 
     /// What a process is called.
     pub fn name(&self, pid: u32) -> &str {
-        self.known.get(&pid).map_or("?", |known| &known.name)
+        self.known.get(&pid).map_or(NO_NAME, |known| &known.name)
     }
 
-    /// Those of whom `events` tell that a thread has ended, and who are traced no longer. The end of one that is traced
-    /// alone is waited for elsewhere.
-    pub fn gone(&self, events: &[Event], tracer: &Tracer<'_>) -> BTreeSet<u32> {
-        if !self.many {
-            return BTreeSet::new();
-        }
-        let ended = events
-            .iter()
-            .filter(|event| matches!(event.what, What::ThreadEnded));
-        let mut gone: BTreeSet<u32> = ended.map(|event| event.pid).collect();
-        gone.retain(|pid| !tracer.is_traced(*pid));
-        gone
+    /// Whether a process must get its last report before anything else can be taken in.
+    pub fn is_blocked(&self) -> bool {
+        self.queue
+            .front()
+            .is_some_and(|event| self.must_wait(event))
     }
 
-    /// Takes in what happened; of those that are `gone`, that is all there will be, and they end with the last of their
-    /// threads. Gives the processes that have come to map something.
+    /// Takes in what happened. Gives the processes that have come to map something.
     ///
     /// # Errors
     /// When the tracer fails.
     pub fn apply(
         &mut self,
         events: Vec<Event>,
-        gone: &BTreeSet<u32>,
         keepers: &mut Keepers<'_, '_>,
     ) -> Result<BTreeSet<u32>> {
+        self.queue.extend(events);
+        // a process that moves between CPUs leaves its traces in several rings
+        self.queue
+            .make_contiguous()
+            .sort_by_key(|event| event.time_ns);
         let mut changed = BTreeSet::new();
-        let mut ends = BTreeMap::new();
-        for Event { time_ns, pid, what } in events {
-            match what {
-                What::Mapped(record) if self.contains(pid) => {
-                    keepers.mappings.add(pid, record);
-                    changed.insert(pid);
-                }
-                What::Executed(name) => self.executed(pid, name, time_ns, keepers)?,
-                What::Renamed(name) if self.contains(pid) => {
-                    if let Some(known) = self.known.get_mut(&pid) {
-                        known.name = name;
-                    }
-                }
-                What::ForkedFrom(parent) if self.rules.children && self.contains(parent) => {
-                    // whoever had this number before
-                    if let Some(ended_ns) = ends.remove(&pid) {
-                        self.end(pid, ended_ns);
-                    }
-                    self.forked(pid, parent, time_ns, keepers)?;
-                    changed.insert(pid);
-                }
-                What::ThreadEnded if gone.contains(&pid) => {
-                    ends.insert(pid, time_ns);
-                }
-                _ => {}
+        while let Some(event) = self.queue.pop_front() {
+            if self.must_wait(&event) {
+                self.queue.push_front(event);
+                break;
             }
+            self.take(event, &mut changed, keepers)?;
         }
-        for (pid, time_ns) in ends {
-            if self.contains(pid) {
-                self.end(pid, time_ns);
-            }
-        }
-        self.confirm(keepers.tracer);
-        changed.retain(|pid| self.known.get(pid).is_some_and(|known| known.confirmed));
         Ok(changed)
     }
 
-    /// Makes up for announcements that were lost: the set that the programs keep is right.
-    pub fn synchronize(&mut self, now_ns: u64, keepers: &mut Keepers<'_, '_>) {
-        if !self.many {
+    /// Whether an event is of a new process under the number of one that is still to get its last report.
+    fn must_wait(&self, event: &Event) -> bool {
+        let comes = matches!(event.what, What::Forked { .. } | What::Executed(_));
+        let ended = |known: &Known| known.ended_ns.is_some();
+        comes && self.known.get(&event.pid).is_some_and(ended)
+    }
+
+    fn take(
+        &mut self,
+        Event { time_ns, pid, what }: Event,
+        changed: &mut BTreeSet<u32>,
+        keepers: &mut Keepers<'_, '_>,
+    ) -> Result<()> {
+        let known = self
+            .known
+            .get_mut(&pid)
+            .filter(|known| known.ended_ns.is_none());
+        match (what, known) {
+            (What::Mapped(record), Some(_)) => {
+                keepers.mappings.add(pid, record);
+                changed.insert(pid);
+            }
+            (What::Mapped(record), None) => {
+                if let Some(joining) = self.joining.get_mut(&pid)
+                    && joining.mapped.len() < MOST_MAPPED
+                {
+                    joining.mapped.push(record);
+                }
+            }
+            (What::NewImage, Some(known)) => {
+                known.new_image = true;
+                self.replace_image(pid, time_ns, keepers)?;
+            }
+            (What::NewImage, None) => self.may_join(pid, time_ns),
+            (What::Renamed(name), Some(known)) => known.name = name,
+            (What::Forked { parent, name }, None) => {
+                self.fork(pid, (parent, name, time_ns), keepers);
+                changed.insert(pid);
+            }
+            // it was found before it was announced, or its end was lost
+            (What::Forked { parent, name }, Some(known)) => {
+                if known.since_ns < time_ns {
+                    let again = What::Forked { parent, name };
+                    self.end(pid, time_ns);
+                    self.queue.push_front(Event {
+                        time_ns,
+                        pid,
+                        what: again,
+                    });
+                }
+            }
+            (What::Executed(name), None) => {
+                self.join(pid, name, time_ns, keepers);
+                changed.insert(pid);
+            }
+            (What::Executed(name), Some(known)) => {
+                known.name = name;
+                if !std::mem::take(&mut known.new_image) {
+                    self.read_image(pid, time_ns, keepers)?;
+                    changed.insert(pid);
+                }
+            }
+            (What::Left, Some(known)) => {
+                if !std::mem::take(&mut known.new_image) {
+                    self.replace_image(pid, time_ns, keepers)?;
+                }
+                self.end(pid, time_ns);
+            }
+            (What::Ended(name), Some(known)) => {
+                if known.since_ns <= time_ns {
+                    known.name = name;
+                    self.end(pid, time_ns);
+                }
+            }
+            (What::Renamed(_) | What::Left | What::Ended(_), None) => {}
+        }
+        Ok(())
+    }
+
+    /// Makes sure of who is traced: of those who were found, some may have ended before; and where announcements were lost,
+    /// the set that the programs keep is right. `lost` are those lost so far.
+    pub fn synchronize(&mut self, now_ns: u64, lost: u64, keepers: &mut Keepers<'_, '_>) {
+        // what is still to be taken in tells it, and may need those who have ended since
+        if !self.many || self.is_blocked() {
             return;
         }
-        let traced = keepers.tracer.processes();
+        let set = keepers.tracer.processes();
+        let lost_more = lost > std::mem::replace(&mut self.lost_lives, lost);
+        let has_gone = |pid: &u32, known: &Known| {
+            let left = !set.contains(pid) && (lost_more || known.found);
+            left || (known.found && Process::open(*pid).is_err())
+        };
         let gone: Vec<u32> = self
             .known
             .iter()
-            .filter(|(pid, known)| {
-                let settled = known.since_ns.saturating_add(ANNOUNCED_BEFORE_NS) < now_ns;
-                known.ended_ns.is_none() && settled && !traced.contains(pid)
-            })
+            .filter(|(pid, known)| known.ended_ns.is_none() && has_gone(pid, known))
             .map(|(pid, _)| *pid)
             .collect();
         for pid in gone {
+            keepers.tracer.remove_process(pid);
             self.end(pid, now_ns);
         }
-        for pid in traced {
+        let unknown = set.iter().filter(|_| lost_more);
+        for &pid in unknown {
             if !self.known.contains_key(&pid) {
-                self.add(pid, keepers.symbolizer);
+                self.add(pid, now_ns, keepers.symbolizer);
                 // should it have gone, its end is told next time
                 let _ = keepers.mappings.read(pid);
             }
         }
+    }
+
+    /// Of processes that have something in a report, those of which nothing is known: what they hold is reported once,
+    /// and then cleared away. Gives those that are only still to be taken in, and belong to a later report.
+    pub fn adopt(
+        &mut self,
+        holders: BTreeSet<u32>,
+        now_ns: u64,
+        keepers: &mut Keepers<'_, '_>,
+    ) -> BTreeSet<u32> {
+        let (mut later, orphans): (BTreeSet<u32>, BTreeSet<u32>) = holders
+            .into_iter()
+            .filter(|pid| self.many && !self.known.contains_key(pid))
+            .partition(|pid| self.lost_lives == 0 || keepers.tracer.is_traced(*pid));
+        for pid in orphans {
+            if self.queue.iter().any(|event| event.pid == pid) {
+                later.insert(pid);
+                continue;
+            }
+            keepers.symbolizer.add(pid, None);
+            self.insert(pid, NO_NAME.to_owned(), 0);
+            self.end(pid, now_ns);
+        }
+        later
     }
 
     /// When last reports are due, on CLOCK_MONOTONIC.
@@ -216,7 +317,7 @@ impl Processes {
             .map(|(pid, known)| ProcessEntry {
                 tgid: *pid,
                 name: known.name.clone(),
-                ended: known.ended_ns.is_some() && known.confirmed,
+                ended: known.ended_ns.is_some(),
                 ..ProcessEntry::default()
             })
             .collect()
@@ -247,11 +348,12 @@ impl Processes {
             .forget_files(closed.iter().filter_map(|file| file.identity))
     }
 
-    fn insert(&mut self, pid: u32, name: String, since_ns: u64, confirmed: bool) {
+    fn insert(&mut self, pid: u32, name: String, since_ns: u64) {
         let known = Known {
             name,
             since_ns,
-            confirmed,
+            found: false,
+            new_image: false,
             ended_ns: None,
         };
         self.known.insert(pid, known);
@@ -260,51 +362,65 @@ impl Processes {
     fn end(&mut self, pid: u32, time_ns: u64) {
         if let Some(known) = self.known.get_mut(&pid) {
             known.ended_ns = Some(time_ns);
-            // should it have been traced after all, the next report will tell
-            if known.confirmed {
-                self.first_ended.get_or_insert_with(monotonic);
+            self.first_ended.get_or_insert_with(monotonic);
+        }
+    }
+
+    fn fork(
+        &mut self,
+        pid: u32,
+        (parent, name, time_ns): (u32, String, u64),
+        keepers: &mut Keepers<'_, '_>,
+    ) {
+        self.insert(pid, name, time_ns);
+        if self.known.contains_key(&parent) {
+            keepers.mappings.fork(parent, pid);
+            keepers.symbolizer.add(pid, Some(parent));
+        } else {
+            // of a cgroup that its parent is not in; should it have gone, its frames have no names
+            keepers.symbolizer.add(pid, None);
+            let _ = keepers.mappings.read(pid);
+        }
+    }
+
+    /// A process begins to execute a program, for which it may come to be traced.
+    fn may_join(&mut self, pid: u32, time_ns: u64) {
+        if !self.many {
+            return;
+        }
+        self.joining
+            .retain(|_, joining| joining.since_ns.saturating_add(JOINING_NS) > time_ns);
+        if self.joining.len() < MOST_JOINING {
+            let joining = Joining {
+                since_ns: time_ns,
+                mapped: Vec::new(),
+            };
+            self.joining.insert(pid, joining);
+        }
+    }
+
+    /// A process is traced from now on, as it executes a program.
+    fn join(&mut self, pid: u32, name: String, time_ns: u64, keepers: &mut Keepers<'_, '_>) {
+        keepers.symbolizer.add(pid, None);
+        self.insert(pid, name, time_ns);
+        match self.joining.remove(&pid) {
+            Some(joining) => joining
+                .mapped
+                .into_iter()
+                .for_each(|record| keepers.mappings.add(pid, record)),
+            None => {
+                let _ = keepers.mappings.read(pid);
             }
         }
     }
 
-    fn forked(
+    /// A process executes another program: what it had is gone, from `time_ns` on.
+    fn replace_image(
         &mut self,
         pid: u32,
-        parent: u32,
         time_ns: u64,
         keepers: &mut Keepers<'_, '_>,
     ) -> Result<()> {
-        if self.contains(pid) {
-            return Ok(());
-        }
-        self.replace(pid, keepers)?;
-        let name = self.name(parent).to_owned();
-        let confirmed = self
-            .known
-            .get(&parent)
-            .is_some_and(|parent| parent.confirmed);
-        keepers.mappings.fork(parent, pid);
-        keepers.symbolizer.add(pid, Some(parent));
-        self.insert(pid, name, time_ns, confirmed);
-        Ok(())
-    }
-
-    fn executed(
-        &mut self,
-        pid: u32,
-        name: String,
-        time_ns: u64,
-        keepers: &mut Keepers<'_, '_>,
-    ) -> Result<()> {
-        let wanted = self.rules.wants(&name);
-        if !self.contains(pid) {
-            if self.many && !reader::is_memleak(pid) && (wanted || self.rules.cgroups) {
-                self.replace(pid, keepers)?;
-                keepers.symbolizer.add(pid, None);
-                self.insert(pid, name, time_ns, wanted);
-            }
-            return Ok(());
-        }
         if self.is_held(pid) {
             self.held = None;
         } else {
@@ -312,41 +428,14 @@ impl Processes {
         }
         keepers.mappings.forget(pid);
         keepers.symbolizer.add(pid, None);
-        let leaves = self.many && !wanted && !self.rules.executed;
-        if let Some(known) = self.known.get_mut(&pid) {
-            // it is to go under the name under which it was traced
-            if !leaves {
-                known.name = name;
-            }
-        }
-        if leaves {
-            self.end(pid, time_ns);
-        }
         Ok(())
     }
 
-    /// Makes room for a new process under the number of one that has ended.
-    fn replace(&mut self, pid: u32, keepers: &mut Keepers<'_, '_>) -> Result<()> {
-        let known = self.known.get(&pid).filter(|known| known.confirmed);
-        let Some(ended_ns) = known.and_then(|known| known.ended_ns) else {
-            return Ok(());
-        };
-        say!(
-            "warning: process {pid} ({}) has ended, and there is another one of this number before its last report",
-            self.name(pid)
-        );
-        keepers.tracer.clear(&BTreeMap::from([(pid, ended_ns)]))?;
-        keepers.mappings.forget(pid);
+    /// The same, where it was not announced what the program maps.
+    fn read_image(&mut self, pid: u32, time_ns: u64, keepers: &mut Keepers<'_, '_>) -> Result<()> {
+        self.replace_image(pid, time_ns, keepers)?;
+        // should it have gone, its frames have no names
+        let _ = keepers.mappings.read(pid);
         Ok(())
-    }
-
-    /// Settles who is traced of those of whom the announcements did not tell.
-    fn confirm(&mut self, tracer: &Tracer<'_>) {
-        let now_ns = u64::try_from(monotonic().as_nanos()).unwrap_or(u64::MAX);
-        self.known.retain(|pid, known| {
-            known.confirmed = known.confirmed || tracer.is_traced(*pid);
-            let recent = known.since_ns.saturating_add(ANNOUNCED_BEFORE_NS) >= now_ns;
-            known.confirmed || recent || known.ended_ns.is_some()
-        });
     }
 }

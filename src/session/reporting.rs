@@ -28,6 +28,8 @@ const MAX_EXPENSIVE: u32 = 2;
 impl Session<'_> {
     /// The report that ends the session, and what all of it has cost.
     pub(super) fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
+        self.take_in()?;
+        self.settle()?;
         self.report(older, reason, false)?;
         if let Some(overhead) = &mut self.overhead {
             let (_, total) = overhead.estimate(&mut self.tracer)?;
@@ -84,11 +86,13 @@ impl Session<'_> {
         // what is older than now has a stack that can be finished now
         self.take_in()?;
         self.synchronize(now_ns)?;
-        let ended = self.processes.ended();
+        let mut ended = self.processes.ended();
         let mut filter = self.reporter.filter(older);
-        filter.ended = ended.keys().copied().collect();
+        filter.ended = ended.clone();
         filter.ended_only = ended_only && !self.reporter.needs_all();
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
+        self.adopt(&mut snapshot, now_ns);
+        ended = self.processes.ended();
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
         snapshot.losses.late_processes = self.probing.late();
@@ -112,6 +116,18 @@ impl Session<'_> {
         self.retire(&ended)
     }
 
+    /// Sees to what nobody is known to hold.
+    fn adopt(&mut self, snapshot: &mut Snapshot, now_ns: u64) {
+        let holders = snapshot.usage.iter().map(|usage| usage.tgid).collect();
+        let mut keepers = Keepers {
+            mappings: &mut self.mappings,
+            symbolizer: &mut self.symbolizer,
+            tracer: &mut self.tracer,
+        };
+        let later = self.processes.adopt(holders, now_ns, &mut keepers);
+        snapshot.usage.retain(|usage| !later.contains(&usage.tgid));
+    }
+
     /// Of several processes, makes sure of who is traced, and lets the unwinder know those that have lived for a while.
     fn synchronize(&mut self, now_ns: u64) -> Result<()> {
         if !self.many {
@@ -130,7 +146,8 @@ impl Session<'_> {
             symbolizer: &mut self.symbolizer,
             tracer: &mut self.tracer,
         };
-        self.processes.synchronize(now_ns, &mut keepers);
+        let lost = keepers.tracer.losses().lives;
+        self.processes.synchronize(now_ns, lost, &mut keepers);
         for pid in self.processes.living().collect::<Vec<_>>() {
             self.follow(pid, now_ns);
             self.unwinding

@@ -1,9 +1,7 @@
-//! The kernel's announcements of new code mappings, of fork, exec and exit, machine-wide, as perf reports them.
-//! They come even when the process is gone before anybody could look at its /proc.
+//! The kernel's announcements of new code mappings, of programs and of names, machine-wide, as perf reports them.
+//! They come even when the process is gone before anybody could look at its /proc. Who lives is not told here.
 
-use std::collections::BTreeSet;
 use std::io;
-use std::mem;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::PathBuf;
 
@@ -12,44 +10,24 @@ use perf_event::data::{Mmap2, Record};
 use perf_event::events::Software;
 use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
+use super::events::{Event, What};
 use super::mappings::MappingRecord;
 use super::proc;
 
-/// Bytes of ring buffer per CPU: about a thousand announcements, of which each exec makes a few.
-const RING_BYTES: usize = 128 * 1024;
+/// Bytes of ring buffer per CPU, for one process and at the least: about a thousand announcements, of which each exec makes
+/// a few.
+const LEAST_RING_BYTES: usize = 128 * 1024;
+
+/// The same for several processes at the most, and of all CPUs: memleak may have to wait for the processor while others
+/// execute programs by the thousand.
+const MOST_RING_BYTES: usize = 2 << 20;
+const MOST_BYTES: usize = 32 << 20;
 
 /// The kernel's flag, in a comm record, for a name that changed because of exec (PERF_RECORD_MISC_COMM_EXEC).
 const COMM_EXEC: u16 = 1 << 13;
 
 /// Times that the rings are read over again while news keeps coming.
 const MAX_PASSES: usize = 16;
-
-/// Something that happened to a process.
-#[derive(Clone, Debug)]
-pub struct Event {
-    /// When, in ns of CLOCK_MONOTONIC.
-    pub time_ns: u64,
-    /// The process.
-    pub pid: u32,
-    /// What.
-    pub what: What,
-}
-
-/// What can happen to a process.
-#[derive(Clone, Debug)]
-pub enum What {
-    /// It has mapped code.
-    Mapped(MappingRecord),
-    /// It executes another program, and is called by its name: all that it had mapped is gone.
-    Executed(String),
-    /// It has given itself another name.
-    Renamed(String),
-    /// It was made by this process, with all that it maps.
-    ForkedFrom(u32),
-    /// One of its threads has ended; or it executes a program with other rights, for which the kernel takes perf's own
-    /// events off it as if it ended.
-    ThreadEnded,
-}
 
 /// What has been announced.
 #[derive(Clone, Debug, Default)]
@@ -60,40 +38,25 @@ pub struct News {
     pub lost: u64,
 }
 
-impl News {
-    /// Adds what has been announced later.
-    pub fn extend(&mut self, later: News) {
-        self.events.extend(later.events);
-        // in part it may have happened before
-        self.events.sort_by_key(|event| event.time_ns);
-        self.lost += later.lost;
-    }
-
-    /// Takes out the ends of threads of all processes but `these`.
-    pub fn take_ends_of_others(&mut self, these: &BTreeSet<u32>) -> Vec<Event> {
-        let is_end = |event: &Event| matches!(event.what, What::ThreadEnded);
-        let (ends, rest) = mem::take(&mut self.events)
-            .into_iter()
-            .partition(|event| is_end(event) && !these.contains(&event.pid));
-        self.events = rest;
-        ends
-    }
-}
-
 /// Rings that collect the announcements, one for each CPU.
 pub struct MappingEvents {
     rings: Vec<Sampler>,
 }
 
 impl MappingEvents {
-    /// Starts collecting; with `lives`, also who was forked and who has ended.
+    /// Starts collecting, for one process or for `many`.
     ///
     /// # Errors
     /// Fails without CAP_PERFMON, or where perf events are not built into the kernel.
-    pub fn start(lives: bool) -> Result<Self> {
-        let rings = online_cpus()?
+    pub fn start(many: bool) -> Result<Self> {
+        let cpus = online_cpus()?;
+        let bytes = ring_bytes(many, cpus.len());
+        let rings = cpus
             .into_iter()
-            .map(|cpu| open_ring(cpu, lives))
+            .map(|cpu| {
+                // who may not lock as much memory gets what everybody does
+                open_ring(cpu, bytes).or_else(|_| open_ring(cpu, LEAST_RING_BYTES))
+            })
             .collect::<io::Result<Vec<_>>>()
             .context("failed to follow the mappings of processes (is CAP_PERFMON missing?)")?;
         Ok(Self { rings })
@@ -145,6 +108,15 @@ impl MappingEvents {
     }
 }
 
+/// Bytes of each ring: a power of 2.
+fn ring_bytes(many: bool, cpus: usize) -> usize {
+    if !many {
+        return LEAST_RING_BYTES;
+    }
+    let share = (MOST_BYTES / cpus.max(1)).next_power_of_two();
+    share.clamp(LEAST_RING_BYTES, MOST_RING_BYTES)
+}
+
 /// None for what tells nothing of a process as a whole.
 fn event_of(record: &Record<'_>, misc: u16, time_ns: u64) -> Option<Event> {
     let (pid, what) = match record {
@@ -154,11 +126,9 @@ fn event_of(record: &Record<'_>, misc: u16, time_ns: u64) -> Option<Event> {
             match misc & COMM_EXEC {
                 0 if comm.pid != comm.tid => return None,
                 0 => (comm.pid, What::Renamed(name)),
-                _ => (comm.pid, What::Executed(name)),
+                _ => (comm.pid, What::NewImage),
             }
         }
-        Record::Fork(fork) if fork.pid != fork.ppid => (fork.pid, What::ForkedFrom(fork.ppid)),
-        Record::Exit(exit) => (exit.pid, What::ThreadEnded),
         _ => return None,
     };
     Some(Event { time_ns, pid, what })
@@ -182,7 +152,7 @@ fn trailing_time(record: &[u8]) -> u64 {
         .map_or(0, |bytes| u64::from_ne_bytes(*bytes))
 }
 
-fn open_ring(cpu: usize, lives: bool) -> io::Result<Sampler> {
+fn open_ring(cpu: usize, bytes: usize) -> io::Result<Sampler> {
     let mut ring = Builder::new(Software::DUMMY)
         .any_pid()
         .one_cpu(cpu)
@@ -190,13 +160,12 @@ fn open_ring(cpu: usize, lives: bool) -> io::Result<Sampler> {
         .mmap2(true)
         .comm(true)
         .comm_exec(true)
-        .task(lives)
         .sample(SampleFlag::TIME)
         .clockid(Clock::MONOTONIC)
         .sample_id_all(true)
         .wakeup_watermark(1)
         .build()?
-        .sampled(RING_BYTES)?;
+        .sampled(bytes)?;
     ring.enable()?;
     Ok(ring)
 }
@@ -221,6 +190,14 @@ fn parse_cpus(list: &str) -> Option<Vec<usize>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rings_are_large_where_many_processes_share_few_processors() {
+        assert_eq!(ring_bytes(false, 2), LEAST_RING_BYTES);
+        assert_eq!(ring_bytes(true, 2), MOST_RING_BYTES);
+        assert_eq!(ring_bytes(true, 64), 512 << 10);
+        assert_eq!(ring_bytes(true, 4096), LEAST_RING_BYTES);
+    }
 
     #[test]
     fn lists_of_cpus_are_understood() {

@@ -3,6 +3,7 @@
 
 pub mod cgroups;
 mod command;
+mod events;
 pub mod inherited;
 mod linked;
 mod mapping_events;
@@ -16,9 +17,10 @@ mod user;
 mod vdso;
 
 pub use command::HeldCommand;
+pub use events::{Event, What};
 pub use linked::objects_of_command;
-pub use mapping_events::{Event, MappingEvents, News, What};
-pub use mappings::{Mapping, Mappings, ObjectFile, maps_file_at};
+pub use mapping_events::MappingEvents;
+pub use mappings::{Mapping, MappingRecord, Mappings, ObjectFile, maps_file_at};
 pub use names::Names;
 pub use process::{Process, descendants, is_kernel_thread, memory_of, name, running};
 pub use user::User;

@@ -1,5 +1,5 @@
 //! The rings: changes of anonymous mappings, which become ranges, calls for `--trace`, code that the unwinder doesn't
-//! know, and walks that it could not finish.
+//! know, walks that it could not finish, and the lives of processes.
 //! Draining never waits.
 
 use std::cell::RefCell;
@@ -13,6 +13,7 @@ use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
 use super::deferred::DeferredWalk;
 use super::ranges::{Ranges, Span};
 use super::skel::types;
+use crate::target::{Event, What};
 use crate::trace::Call;
 
 /// Walks that are kept until somebody takes them: some 100 MiB. What comes while tables of large programs are built.
@@ -28,6 +29,7 @@ pub struct Events {
     calls: Rc<RefCell<Vec<types::call_event>>>,
     unknown_code: Rc<RefCell<BTreeSet<u32>>>,
     deferred_walks: Rc<RefCell<Vec<DeferredWalk>>>,
+    lives: Rc<RefCell<Vec<Event>>>,
 }
 
 impl Events {
@@ -39,6 +41,7 @@ impl Events {
         range_events: &dyn MapCore,
         call_events: &dyn MapCore,
         unknown_code_events: &dyn MapCore,
+        life_events: &dyn MapCore,
         deferred_walks_ring: &dyn MapCore,
     ) -> Result<Self> {
         let ranges = Rc::new(RefCell::new(Ranges::default()));
@@ -47,6 +50,8 @@ impl Events {
         let unknown_code = Rc::new(RefCell::new(BTreeSet::new()));
         let (ranges_in, calls_in) = (Rc::clone(&ranges), Rc::clone(&calls));
         let unknown_code_in = Rc::clone(&unknown_code);
+        let lives = Rc::new(RefCell::new(Vec::new()));
+        let lives_in = Rc::clone(&lives);
         let deferred_walks = Rc::new(RefCell::new(Vec::new()));
         let deferred_walks_in = Rc::clone(&deferred_walks);
         builder
@@ -68,6 +73,14 @@ impl Events {
                 builder.add(unknown_code_events, move |data| {
                     if let Ok(event) = plain::from_bytes::<types::unknown_code_event>(data) {
                         unknown_code_in.borrow_mut().insert(event.tgid);
+                    }
+                    0
+                })
+            })
+            .and_then(|builder| {
+                builder.add(life_events, move |data| {
+                    if let Ok(event) = plain::from_bytes::<types::life_event>(data) {
+                        lives_in.borrow_mut().extend(life(event));
                     }
                     0
                 })
@@ -95,6 +108,7 @@ impl Events {
             calls,
             unknown_code,
             deferred_walks,
+            lives,
         })
     }
 
@@ -148,6 +162,11 @@ impl Events {
         self.unknown_code.take()
     }
 
+    /// Takes what has happened to traced processes, in the order in which it was announced.
+    pub fn take_lives(&self) -> Vec<Event> {
+        self.lives.take()
+    }
+
     /// Takes the walks that are to be finished, oldest first.
     pub fn take_deferred_walks(&self) -> Vec<DeferredWalk> {
         self.deferred_walks.take()
@@ -176,6 +195,25 @@ fn apply(ranges: &mut Ranges, event: &types::range_event) {
         types::op::OP_MREMAP => ranges.remap(event.tgid, old, new, span, event.flags),
         _ => {}
     }
+}
+
+fn life(event: &types::life_event) -> Option<Event> {
+    let name = comm(&event.comm);
+    let what = match event.life {
+        types::life::LIFE_FORKED => What::Forked {
+            parent: event.parent,
+            name,
+        },
+        types::life::LIFE_EXECUTED => What::Executed(name),
+        types::life::LIFE_LEFT => What::Left,
+        types::life::LIFE_ENDED => What::Ended(name),
+        _ => return None,
+    };
+    Some(Event {
+        time_ns: event.time_ns,
+        pid: event.tgid,
+        what,
+    })
 }
 
 fn comm(bytes: &[i8; 16]) -> String {

@@ -126,7 +126,8 @@ fn configure(
     rodata.return_trap_is_optional = features.attachment == Attachment::Session;
     rodata.has_task_storage = features.task_storage;
     rodata.trace_kernel = config.kernel.is_some();
-    rodata.only_tgid = config.only.unwrap_or(0);
+    rodata.single_tgid = config.single.map_or(0, |single| single.pid);
+    rodata.filter_single = config.single.is_some_and(|single| !single.kept_apart);
     rodata.own_tgid = std::process::id();
     rodata.pid_namespace = kernel::pid_namespace()?;
     if let Some(events) = &config.kernel {
@@ -203,7 +204,7 @@ fn configure(
         let name = program.name().to_string_lossy();
         let wanted = match &config.kernel {
             Some(events) => events.uses(&name, features),
-            None if matches!(&*name, "process_fork" | "process_exec") => config.processes.is_some(),
+            None if matches!(&*name, "process_fork" | "process_exec") => true,
             None => attach::uses(features.attachment, &name),
         };
         program.set_autoload(wanted);

@@ -54,6 +54,7 @@ use crate::files;
 use crate::options::{Sampling, Unwind};
 use crate::probes::{ObjectPlan, Probe};
 use crate::snapshot::StackId;
+use crate::target::Event;
 use attach::ObjectProbes;
 use events::Events;
 use guard::Guard;
@@ -86,14 +87,23 @@ pub struct Config {
     pub unwind: Unwind,
     /// Programs are traced while they start.
     pub from_start: bool,
-    /// The one process to trace, where the kernel can't keep probes to it.
-    pub only: Option<u32>,
+    /// The one process to trace, unless there can be more, or the kernel is traced.
+    pub single: Option<Single>,
     /// Trace more processes than one: those that are added, and these.
     pub processes: Option<ProcessFilter>,
     /// Trace the kernel's own allocators, and no process.
     pub kernel: Option<KernelEvents>,
     /// Pass on what libbpf says.
     pub verbose: bool,
+}
+
+/// One process to trace.
+#[derive(Clone, Copy, Debug)]
+pub struct Single {
+    /// Its id.
+    pub pid: u32,
+    /// Whether the kernel keeps the probes to it; else the programs leave others alone.
+    pub kept_apart: bool,
 }
 
 /// A loaded tracer. Dropping it detaches all probes.
@@ -143,6 +153,7 @@ impl<'obj> Tracer<'obj> {
             &maps.range_events,
             &maps.call_events,
             &maps.unknown_code_events,
+            &maps.life_events,
             &maps.deferred_walks,
         )?;
         let maps = unwind_tables::Maps {
@@ -254,18 +265,27 @@ impl<'obj> Tracer<'obj> {
         }
     }
 
-    /// Follows processes from fork to exit, as [`Config::processes`] says; before any of them is added.
+    /// Follows processes from fork to exit, as [`Config::processes`] says, or what the only one executes; before
+    /// any of them is added.
     ///
     /// # Errors
     /// Fails when the kernel refuses.
     pub fn attach_processes(&mut self) -> Result<()> {
         self.watch_threads()?;
-        let Some(filter) = &self.config.processes else {
-            return Ok(());
-        };
+        let filter = self.config.processes.as_ref();
         let links = processes::attach(&self.skel.progs, &self.skel.maps, filter)?;
         self.links.extend(links);
         Ok(())
+    }
+
+    /// Takes what has happened to traced processes since the last time, in the order in which it was announced. With one
+    /// process, that is what it executes.
+    ///
+    /// # Errors
+    /// Fails when the ring can't be read.
+    pub fn take_lives(&self) -> Result<Vec<Event>> {
+        self.events.drain()?;
+        Ok(self.events.take_lives())
     }
 
     /// Traces a process from now on, among others.
@@ -274,6 +294,12 @@ impl<'obj> Tracer<'obj> {
     /// Fails when there are too many.
     pub fn add_process(&self, pid: u32) -> Result<()> {
         processes::add(&self.skel.maps, pid)
+    }
+
+    /// Traces a process no longer, of several.
+    pub fn remove_process(&self, pid: u32) {
+        // it may have left by itself
+        let _ = self.skel.maps.traced_processes.delete(&pid.to_ne_bytes());
     }
 
     /// Whether a process is traced at this moment, of several.

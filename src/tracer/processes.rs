@@ -11,6 +11,9 @@ use super::batch;
 use super::skel::{MemleakMaps, MemleakProgs, OpenMemleakMaps, types};
 use crate::target::Names;
 
+/// Bytes of the ring that tells what happens to them: some 80,000 events, of which a process makes two or three.
+const LIFE_RING_BYTES: u32 = 4 << 20;
+
 /// Processes that can be traced at a time.
 const MAX_PROCESSES: u32 = 65_536;
 
@@ -53,20 +56,22 @@ pub fn configure(maps: &mut OpenMemleakMaps<'_>, filter: &ProcessFilter) -> Resu
         rodata.name_steps = names.steps;
     }
     maps.traced_processes.set_max_entries(MAX_PROCESSES)?;
+    maps.life_events.set_max_entries(LIFE_RING_BYTES)?;
     maps.found_mappings.set_max_entries(FOUND_MAPPINGS)?;
     Ok(())
 }
 
-/// Follows processes from fork to exit.
+/// Follows processes from fork to exit, those of the filter or, without one, the only one.
 ///
 /// # Errors
 /// When the kernel refuses.
 pub fn attach(
     programs: &MemleakProgs<'_>,
     maps: &MemleakMaps<'_>,
-    filter: &ProcessFilter,
+    filter: Option<&ProcessFilter>,
 ) -> Result<Vec<Link>> {
-    for (slot, cgroup) in (0u32..).zip(&filter.cgroups) {
+    let cgroups = filter.map_or(&[][..], |filter| &filter.cgroups);
+    for (slot, cgroup) in (0u32..).zip(cgroups) {
         maps.traced_cgroups
             .update(
                 &slot.to_ne_bytes(),

@@ -150,6 +150,7 @@ impl Tracer<'_> {
             unfollowed: lost.unfollowed,
             in_handlers: lost.in_handlers,
             processes: lost.processes,
+            lives: lost.lives,
             events: kernel_events::missed(&self.skel.progs),
             cut: cut_stacks(&data.stacks_cut).plus(self.finished.cut()),
         }

@@ -30,6 +30,8 @@ unsafe impl plain::Plain for types::unwind_file {}
 // SAFETY: as above.
 unsafe impl plain::Plain for types::program_start {}
 // SAFETY: as above.
+unsafe impl plain::Plain for types::life_event {}
+// SAFETY: as above.
 unsafe impl plain::Plain for types::call_event {}
 // SAFETY: as above.
 unsafe impl plain::Plain for types::activity {}

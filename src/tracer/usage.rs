@@ -1,7 +1,7 @@
 //! From what the maps hold to usage per stack: blocks and ranges are summed up while they are read, so that
 //! a million live blocks need no second copy in memory.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Result;
@@ -24,8 +24,9 @@ const MAX_PASSES: usize = 100;
 pub struct Filter {
     /// Leave out blocks younger than this.
     pub older: Duration,
-    /// Processes that have ended: nothing of theirs is young.
-    pub ended: BTreeSet<u32>,
+    /// Processes that have ended, with when, in ns of CLOCK_MONOTONIC: nothing of theirs is young, and what came later under
+    /// their number is another's.
+    pub ended: BTreeMap<u32, u64>,
     /// Only what the ended processes hold.
     pub ended_only: bool,
     /// Only these threads' blocks; empty: all.
@@ -159,7 +160,11 @@ impl<'a> Tally<'a> {
     fn age(&self, time_ns: u64, tgid: u32, tid: u32) -> Option<u64> {
         let age_ns = self.now_ns.checked_sub(time_ns)?;
         let filter = self.filter;
-        let ended = filter.ended.contains(&tgid);
+        let ended_ns = filter.ended.get(&tgid);
+        if ended_ns.is_some_and(|ended_ns| time_ns > *ended_ns) {
+            return None;
+        }
+        let ended = ended_ns.is_some();
         let old = ended || u128::from(age_ns) >= filter.older.as_nanos();
         let wanted = filter.tids.is_empty() || filter.tids.contains(&tid);
         (old && wanted && (ended || !filter.ended_only)).then_some(age_ns)
@@ -178,7 +183,7 @@ impl<'a> Tally<'a> {
 
     /// Adds one slot of a stack's totals.
     fn add_totals(&mut self, group: Key, bytes: i64, count: i64) {
-        if self.filter.ended_only && !self.filter.ended.contains(&group.0) {
+        if self.filter.ended_only && !self.filter.ended.contains_key(&group.0) {
             return;
         }
         let weight = self.weight.of_size(1);

@@ -235,6 +235,18 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             ),
             "They were made on an alternate stack within other calls, and trapping their return would have ended the program.",
         ),
+        (
+            losses.lives,
+            format!(
+                "{} not seen.",
+                plural(
+                    losses.lives,
+                    "start or end of a process was",
+                    "starts and ends of processes were"
+                )
+            ),
+            "Their buffer was full: some processes may have no name, or be reported late; trace fewer.",
+        ),
     ];
     let happened = all.into_iter().filter(|(number, ..)| *number > 0);
     happened.map(|(_, what, hint)| (what, hint)).collect()
