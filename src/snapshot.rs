@@ -161,6 +161,8 @@ pub struct Losses {
     pub files: u64,
     /// Processes that ran for a while before they got their first probe, or for a moment had none.
     pub late_processes: u64,
+    /// 1 where a run has ended in which no probed function was called: nothing can be said of it.
+    pub silent: u64,
     /// Stacks that end before their outermost frame.
     pub cut: CutStacks,
 }

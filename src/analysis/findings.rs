@@ -81,6 +81,7 @@ impl Findings {
             count: self.report.total_count,
             growing: self.growing.len() as u64,
             growth_is_doubtful: self.growth_is_doubtful(),
+            unseen: self.report.losses.silent > 0,
         }
     }
 }

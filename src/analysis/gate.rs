@@ -91,6 +91,8 @@ pub struct Outcome {
     pub growing: u64,
     /// They may only look so, as frees may have been missed.
     pub growth_is_doubtful: bool,
+    /// Nothing was seen of the target, so that no gate can be passed.
+    pub unseen: bool,
 }
 
 /// A gate that tripped.
@@ -122,8 +124,10 @@ fn reason(gate: Gate, outcome: Outcome) -> Option<String> {
         count,
         growing,
         growth_is_doubtful,
+        unseen,
     } = outcome;
     match gate {
+        _ if unseen => Some("nothing was seen: no probed function was called".to_owned()),
         Gate::Growth if growing > 0 && growth_is_doubtful => Some(format!(
             "{} of memory may grow, unless frees were missed",
             plural(growing, "stack")
@@ -201,6 +205,21 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_seen_passes_no_gate() {
+        let outcome = Outcome {
+            unseen: true,
+            ..Outcome::default()
+        };
+        for gate in [Gate::Growth, Gate::Leak, Gate::Bytes(1), Gate::Count(1)] {
+            assert!(
+                check(&[gate], outcome)[0]
+                    .why
+                    .starts_with("nothing was seen")
+            );
+        }
+    }
+
+    #[test]
     fn gates_trip_at_their_limit_and_say_why() {
         let outcome = Outcome {
             stacks: 2,
@@ -208,6 +227,7 @@ mod tests {
             count: 1,
             growing: 1,
             growth_is_doubtful: false,
+            unseen: false,
         };
         let gates = [
             Gate::Count(1),

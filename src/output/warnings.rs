@@ -77,6 +77,11 @@ pub fn warning(losses: &Losses) -> Option<String> {
             ),
         ),
         (
+            losses.silent,
+            "the target called no probed function, so that nothing can be said of its memory"
+                .to_owned(),
+        ),
+        (
             losses.late_processes,
             format!(
                 "{} processes not seen from their first instruction, or for a moment, as a translator such as valgrind \

@@ -104,6 +104,7 @@ pub fn run(options: &Options) -> Result<u8> {
         unwinding: Unwinding::default(),
         symbolizer,
         lost_mappings: 0,
+        is_ending: false,
         overhead: None,
         expensive: 0,
         reporter: Reporter::new(&options.reporting, outputs),
@@ -165,6 +166,8 @@ struct Session<'a> {
     unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
+    /// Whether the report that is made is the last.
+    is_ending: bool,
     overhead: Option<Overhead>,
     /// Intervals in a row in which the overhead was above the limit.
     expensive: u32,

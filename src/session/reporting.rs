@@ -11,7 +11,7 @@ use super::outputs::Occasion;
 use super::probing::Scope;
 use super::processes::Keepers;
 use super::reporter::Names;
-use super::{End, Session, monotonic_ns, unwinding, wall_time};
+use super::{End, Session, monotonic_ns, silence, unwinding, wall_time};
 use crate::analysis::select::Selection;
 use crate::reader;
 use crate::recording::model::Reason;
@@ -30,7 +30,9 @@ impl Session<'_> {
     pub(super) fn last_report(&mut self, older: Duration, reason: Reason) -> Result<End> {
         self.take_in()?;
         self.settle()?;
+        self.is_ending = true;
         self.report(older, reason, false)?;
+        silence::tell_of_children(self.tracer.children_started());
         if let Some(overhead) = &mut self.overhead {
             let (_, total) = overhead.estimate(&mut self.tracer)?;
             say!("overhead: {total}");
@@ -96,6 +98,9 @@ impl Session<'_> {
         snapshot.time = wall_time();
         snapshot.losses.mappings = self.lost_mappings;
         snapshot.losses.late_processes = self.probing.late();
+        // while a run goes on, a target may just be idle
+        let silent = self.is_ending && self.tracer.activity()?.entries == 0;
+        snapshot.losses.silent = silent.into();
         self.symbolizer.refresh();
         let mut names = ProcessNames {
             tracer: &mut self.tracer,

@@ -10,6 +10,16 @@ use crate::tracer::Tracer;
 /// Growth in an interval that is worth a word, in bytes: what the kernel's own rounding never comes to.
 const GROWTH: u64 = 1 << 20;
 
+/// Says that the target, traced alone, has started others.
+pub fn tell_of_children(children: u64) {
+    let processes = match children {
+        0 => return,
+        1 => "1 process".to_owned(),
+        many => format!("{many} processes"),
+    };
+    say!("the target started {processes}, not traced: -f follows children");
+}
+
 /// What was seen of one process at the last look.
 pub struct Silence {
     pid: u32,
@@ -27,7 +37,7 @@ impl Silence {
         Ok(Self {
             pid,
             entries: tracer.activity()?.entries,
-            resident: memory::resident_bytes(pid).unwrap_or(0),
+            resident: memory::anonymous_bytes(pid).unwrap_or(0),
             told: false,
         })
     }
@@ -38,7 +48,7 @@ impl Silence {
     /// Fails when the counters can't be read.
     pub fn look(&mut self, tracer: &Tracer<'_>) -> Result<()> {
         let entries = tracer.activity()?.entries;
-        let resident = memory::resident_bytes(self.pid).unwrap_or(0);
+        let resident = memory::anonymous_bytes(self.pid).unwrap_or(0);
         let grown = resident.saturating_sub(self.resident);
         if entries == self.entries && grown >= GROWTH && !self.told {
             self.told = true;

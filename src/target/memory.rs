@@ -22,6 +22,18 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
     pages.checked_mul(rustix::param::page_size() as u64)
 }
 
+/// The resident memory of a process that no file and no other process has, in bytes: what an allocator can have brought
+/// in.
+pub fn anonymous_bytes(pid: u32) -> Option<u64> {
+    let statm = proc::text(proc::folder(pid).join("statm")).ok()?;
+    let mut pages = statm.split_whitespace().skip(1);
+    let mut next = || pages.next()?.parse::<u64>().ok();
+    let (resident, shared) = (next()?, next()?);
+    resident
+        .saturating_sub(shared)
+        .checked_mul(rustix::param::page_size() as u64)
+}
+
 /// What a process can still take: up to its cgroup's limit or one above it, or the machine's available memory,
 /// whichever comes first.
 pub fn headroom(pid: u32) -> Option<Headroom> {

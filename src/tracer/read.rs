@@ -129,6 +129,12 @@ impl Tracer<'_> {
         data.map_or(0, |data| data.user_pages_counted)
     }
 
+    /// Processes that the only one traced has started.
+    pub fn children_started(&self) -> u64 {
+        let data = self.skel.maps.bss_data.as_deref();
+        data.map_or(0, |data| data.children_started)
+    }
+
     /// What was lost so far.
     pub fn losses(&self) -> Losses {
         let Some(data) = self.skel.maps.bss_data.as_deref() else {
@@ -142,6 +148,7 @@ impl Tracer<'_> {
             ranges: lost.ranges,
             mappings: 0,
             late_processes: 0,
+            silent: 0,
             files: 0,
             calls: lost.calls,
             threads: lost.threads,

@@ -204,6 +204,11 @@ pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
             "Some frames may stay unknown or missing.",
         ),
         (
+            losses.silent,
+            "Nothing was seen.".to_owned(),
+            "No probed function was called in the whole run, so that nothing can be said of the target’s memory.",
+        ),
+        (
             losses.late_processes,
             format!(
                 "{} not seen from the first instruction, or not for a moment.",
