@@ -201,8 +201,16 @@ fn a_stopped_command_ends_all_the_same() {
     let of_thread = |task: fs::DirEntry| fs::read_to_string(task.path().join("children"));
     let child = fs::read_dir(children)
         .expect("its threads")
-        .filter_map(|task| of_thread(task.ok()?).ok()?.trim().parse().ok())
-        .find_map(Pid::from_raw);
+        .filter_map(|task| of_thread(task.ok()?).ok())
+        .flat_map(|children| {
+            children
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        })
+        // readers are children as well
+        .find(|child| fs::read(format!("/proc/{child}/comm")).is_ok_and(|name| name == b"sizes\n"))
+        .and_then(|child| Pid::from_raw(child.parse().ok()?));
     kill_process(child.expect("the command"), Signal::STOP).expect("a signal");
     tracer.signal(Signal::TERM);
     assert_eq!(tracer.wait().status.code(), Some(128 + 15));

@@ -5,6 +5,7 @@ mod common;
 
 use common::memleak::{self, NEVER, finish_well};
 use common::process::{Finished, Running};
+use common::report::{Held, parse};
 use common::{fixture, require_root};
 
 fn says(finished: &Finished, text: &str) -> bool {
@@ -55,4 +56,23 @@ fn a_command_that_starts_others_is_told_of_the_option_that_follows_them() {
     running.send_line();
     running.expect("done");
     assert!(!says(&finish_well(running), "not traced"));
+}
+
+/// The init program of a container is static and has no allocator that anybody could find; the program behind it does.
+#[test]
+fn what_a_launcher_starts_or_becomes_is_traced_from_its_first_instruction() {
+    require_root();
+    let launcher = fixture::c_with("launcher", &["-static", "-s"]);
+    let program = fixture::c("exit_now");
+    let program = program.to_str().expect("text");
+    for (options, arguments) in [(&[][..], &[program][..]), (&["-f"], &["fork", program])] {
+        let options = [options, &[NEVER]].concat();
+        let finished = finish_well(memleak::start(&options, &launcher, arguments));
+        let report = parse(&finished.stdout).pop().expect("a report");
+        assert_eq!(
+            report.made_in("leak_and_leave"),
+            Held::new(1234, 1),
+            "{finished:#?}"
+        );
+    }
 }

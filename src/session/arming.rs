@@ -43,7 +43,16 @@ impl Session<'_> {
         let found = self.add_present(target)?;
         self.tell_unwinder()?;
         if target.is_finite() {
-            let objects = self.find_allocators(target, candidates)?;
+            let objects = match self.find_allocators(target, candidates) {
+                Ok(objects) => objects,
+                // a launcher: what it starts, or becomes, may have one
+                Err(error) if self.options.object.is_none() && (self.many || target.is_held()) => {
+                    say!("warning: {error:#}; what it starts or becomes is probed when it comes");
+                    self.unprobed = Some(error);
+                    self.likely_allocators()
+                }
+                Err(error) => return Err(error),
+            };
             safety::check(&self.tracer, target.processes(), candidates, &objects)?;
             self.probing.foresee(candidates);
             let pids = match self.scope {
@@ -127,6 +136,13 @@ impl Session<'_> {
                     None => Err(error),
                 }
             })
+    }
+
+    /// What a program will probably allocate with that another one is to execute: the machine's own libc.
+    fn likely_allocators(&self) -> Vec<ObjectPlan> {
+        let libc = own_libc();
+        let found = self.probing.discover(&libc, true, &[], &|_, _| None);
+        found.unwrap_or_default()
     }
 
     /// Probes what processes map that were not named. Where there are none yet, those to come will mostly have the

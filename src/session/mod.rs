@@ -105,6 +105,7 @@ pub fn run(options: &Options) -> Result<u8> {
         symbolizer,
         lost_mappings: 0,
         is_ending: false,
+        unprobed: None,
         overhead: None,
         expensive: 0,
         reporter: Reporter::new(&options.reporting, outputs),
@@ -116,6 +117,11 @@ pub fn run(options: &Options) -> Result<u8> {
         .and_then(|()| target.release())
         .and_then(|()| session.trace(&target, &interrupts));
     session.tracer.detach();
+    // what came later had nothing either
+    let unprobed = match session.tracer.activity()?.entries {
+        0 => session.unprobed.take(),
+        _ => None,
+    };
     let reporter = session.reporter;
     let ended = match ended {
         Err(error) if is_closed_pipe(&error) => Ok(End::Done),
@@ -125,6 +131,10 @@ pub fn run(options: &Options) -> Result<u8> {
         target.dismiss(&interrupts)?;
     }
     // what goes elsewhere is not lost with the standard output, nor with a command that won't end
+    let ended = match (ended, unprobed) {
+        (Ok(_), Some(error)) => Err(error),
+        (ended, _) => ended,
+    };
     let finished = reporter.finish();
     let status = target.see_off(&interrupts)?;
     match (ended, finished) {
@@ -166,6 +176,8 @@ struct Session<'a> {
     unwinding: Unwinding,
     symbolizer: Symbolizer,
     lost_mappings: u64,
+    /// Why there was nothing to probe in the first program; who comes later may have something.
+    unprobed: Option<anyhow::Error>,
     /// Whether the report that is made is the last.
     is_ending: bool,
     overhead: Option<Overhead>,

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::mem;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -238,15 +239,20 @@ fn drop_held(pid: u32, shared: &Mutex<Shared>) -> bool {
         super::drop_all(met.into_iter().map(|(_, link)| link).collect());
         for_all
     };
+    let taken_out = AtomicBool::new(false);
     thread::scope(|scope| {
-        let taking_out = scope.spawn(take_out);
-        let mut held = None;
-        while !taking_out.is_finished() {
-            // another memleak can hold it for its own sake
-            held = held.or_else(|| Held::hold(pid));
-            thread::sleep(HOLD_PAUSE);
-        }
-        taking_out.join().unwrap_or(false)
+        // what a thread traces, the kernel lets go when the thread ends: also what did not stop in time
+        scope.spawn(|| {
+            let mut held = None;
+            while !taken_out.load(Ordering::Acquire) {
+                // another memleak can hold it for its own sake
+                held = held.or_else(|| Held::hold(pid));
+                thread::sleep(HOLD_PAUSE);
+            }
+        });
+        let for_all = take_out();
+        taken_out.store(true, Ordering::Release);
+        for_all
     })
 }
 
