@@ -46,7 +46,7 @@ impl Session<'_> {
             let objects = match self.find_allocators(target, candidates) {
                 Ok(objects) => objects,
                 // a launcher: what it starts, or becomes, may have one
-                Err(error) if self.options.object.is_none() && (self.many || target.is_held()) => {
+                Err(error) if self.may_come_later(target) => {
                     say!("warning: {error:#}; what it starts or becomes is probed when it comes");
                     self.unprobed = Some(error);
                     self.likely_allocators()
@@ -136,6 +136,15 @@ impl Session<'_> {
                     None => Err(error),
                 }
             })
+    }
+
+    /// Whether what allocates may still come, where the first program has nothing: what the user names must be there.
+    fn may_come_later(&self, target: &Traced) -> bool {
+        let options = self.options;
+        let named = options.object.is_some()
+            || !options.own_functions.is_empty()
+            || !options.symbols_prefix.is_empty();
+        !named && (self.many || target.is_held())
     }
 
     /// What a program will probably allocate with that another one is to execute: the machine's own libc.
