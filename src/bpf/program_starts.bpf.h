@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
 /*
- * Programs that begin, anywhere on the machine, by the names of their files: some must not meet a probe. Which ones is
- * decided by the tracer.
+ * Programs that begin, anywhere on the machine, by the names of their files: some must not meet a probe.
+ * Which ones is decided by the tracer.
  */
 #ifndef PROGRAM_STARTS_BPF_H
 #define PROGRAM_STARTS_BPF_H
@@ -15,7 +15,8 @@ struct {
 
 const volatile struct program_start program_start_type = {};
 
-/* The current process executes the file of `bprm`, an interpreter of binaries where one was registered for it. */
+/* The current process executes the file of `bprm`, an interpreter of binaries where one was registered for
+ * it. */
 static __always_inline void announce_program(struct linux_binprm *bprm)
 {
 	struct program_start start = {.tgid = tgid_of(current_task())};
