@@ -126,28 +126,23 @@ impl Session<'_> {
 
     /// Takes in that translators have begun: probes that they would have met are gone already.
     pub(super) fn meet_translators(&mut self) {
-        let mut dropped = false;
-        for TranslatorStart {
-            pid,
-            name,
-            dropped_for_all,
-        } in self.tracer.take_translators()
-        {
-            if self.processes.contains(pid) {
+        let begun = self.tracer.take_translators();
+        for TranslatorStart { pid, name } in &begun {
+            if self.processes.contains(*pid) {
                 say!(
                     "warning: process {pid} has become {name}, which translates the code that it runs and would die of \
                      probes: it is traced no longer"
                 );
             }
-            if dropped_for_all {
+            if self.scope == Scope::Everyone {
                 say!(
                     "warning: {name} (process {pid}) has begun and would die of probes for everyone: {}",
                     instead(self.options)
                 );
             }
-            dropped |= dropped_for_all;
         }
-        if dropped && self.scope == Scope::Everyone {
+        // probes for everyone were dropped, or, where they were about to come, refused
+        if !begun.is_empty() && self.scope == Scope::Everyone {
             self.scope = Scope::Each;
             self.probing.forget(None);
             self.unwinding.forget_linkers();

@@ -49,8 +49,6 @@ pub struct TranslatorStart {
     pub pid: u32,
     /// What its file is called.
     pub name: String,
-    /// Whether probes were dropped for its sake that others have made use of.
-    pub dropped_for_all: bool,
 }
 
 impl Guard {
@@ -214,19 +212,18 @@ fn begin(
     }
     let busy = dropping.lock();
     // before anybody is told: this is what there is to hurry for
-    let dropped_for_all = drop_held(start.tgid, shared);
+    drop_held(start.tgid, shared);
     drop(busy);
     lock(shared).begun.push(TranslatorStart {
         pid: start.tgid,
         name: String::from_utf8_lossy(&name).into_owned(),
-        dropped_for_all,
     });
     signal(news);
 }
 
 /// Drops what a translator would meet while it stands: taking breakpoints out takes the kernel longer than some translators
-/// take to read their first code. Tells whether there were probes for all.
-fn drop_held(pid: u32, shared: &Mutex<Shared>) -> bool {
+/// take to read their first code.
+fn drop_held(pid: u32, shared: &Mutex<Shared>) {
     let take_out = || {
         let mut all = lock(shared);
         all.spared.insert(pid);
@@ -235,9 +232,7 @@ fn drop_held(pid: u32, shared: &Mutex<Shared>) -> bool {
             .extract_if(.., |(of, _)| of.is_none_or(|of| of == pid))
             .collect();
         drop(all);
-        let for_all = met.iter().any(|(pid, _)| pid.is_none());
         super::drop_all(met.into_iter().map(|(_, link)| link).collect());
-        for_all
     };
     let taken_out = AtomicBool::new(false);
     thread::scope(|scope| {
@@ -250,10 +245,9 @@ fn drop_held(pid: u32, shared: &Mutex<Shared>) -> bool {
                 thread::sleep(HOLD_PAUSE);
             }
         });
-        let for_all = take_out();
+        take_out();
         taken_out.store(true, Ordering::Release);
-        for_all
-    })
+    });
 }
 
 /// A process that has just begun, and stands until this is dropped: for some ten milliseconds, without a signal that
