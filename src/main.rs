@@ -1,35 +1,14 @@
-//! memleak: find memory that is never freed.
+//! The command: parses, runs, and ends with a status. What runs is in the library.
 
 // eprint! panics where it can't write; reports go through writers whose errors are handled
-#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
-
-mod analysis;
-mod cli;
-mod files;
-mod offline;
-mod options;
-mod output;
-mod probes;
-mod publish;
-mod reader;
-mod recording;
-mod report;
-mod session;
-mod snapshot;
-mod stderr;
-mod symbolize;
-mod target;
-mod trace;
-mod tracer;
-mod unwind;
-mod visible;
 
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use stderr::say;
+use memleak::stderr::say;
+use memleak::{cli, offline, options, reader, session};
 
 /// What a usage error ends with.
 const USAGE: u8 = 2;

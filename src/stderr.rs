@@ -8,12 +8,13 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use crate::visible::{self, Spelling, Visible};
 
 /// Says a line on standard error, formatted as `format!` does. Line ends within it are spelled out.
+#[macro_export]
 macro_rules! say {
     ($($arguments:tt)*) => {
         $crate::stderr::line(&format!($($arguments)*))
     };
 }
-pub(crate) use say;
+pub use say;
 
 /// Writes a line. Unlike `eprint!` it does not panic where nobody reads or the disk is full: there is no
 /// place left to complain at, and tracing must end in an orderly way all the same.

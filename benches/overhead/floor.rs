@@ -1,9 +1,9 @@
 //! BPF programs that do nothing, attached to malloc and free: the cost that no uprobe tracer gets below.
 
-use crate::probes::site::{self, Contract};
-use crate::probes::symbols::Symbols;
 use anyhow::{Context as _, Result, bail, ensure};
 use libbpf_rs::{Link, Object, ObjectBuilder, UprobeMultiOpts};
+use memleak::probes::site::{self, Contract};
+use memleak::probes::symbols::Symbols;
 use std::path::PathBuf;
 use std::process::Command;
 

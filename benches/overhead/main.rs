@@ -19,33 +19,6 @@ mod tracer;
 mod unwinder;
 mod usage;
 
-/// The tracer's own choice of probe sites, so that the floor stands where its probes do.
-#[path = "../../src/probes"]
-#[expect(
-    dead_code,
-    reason = "not all of it is needed here, and its tests come along"
-)]
-mod probes {
-    pub mod site;
-    pub mod symbols;
-}
-
-/// The caps on what is read.
-#[path = "../../src/reader"]
-#[expect(dead_code, reason = "not all of it is needed here")]
-mod reader {
-    pub mod limits;
-}
-
-/// The tracer's own tables.
-#[path = "../../src/unwind/mod.rs"]
-#[expect(
-    dead_code,
-    unused_imports,
-    reason = "not all of it is needed here, and its tests come along"
-)]
-mod unwind;
-
 use anyhow::{Context as _, Result, ensure};
 use floor::{At, Floor};
 use std::path::PathBuf;

@@ -170,7 +170,7 @@ fn build(file: &Path, rounds: usize) -> Option<Built> {
     for _ in 0..rounds {
         let begin = Instant::now();
         let data = object::ReadCache::new(std::fs::File::open(file).ok()?);
-        rows = crate::unwind::build(&data).ok()?.rows.len();
+        rows = memleak::unwind::build(&data).ok()?.rows.len();
         times.push(begin.elapsed().as_secs_f64() * 1000.0);
     }
     Some(Built {

@@ -9,8 +9,8 @@ mod linker;
 mod live;
 mod own;
 mod own_traces;
-mod site;
-mod symbols;
+pub mod site;
+pub mod symbols;
 mod table;
 
 use std::collections::BTreeMap;

@@ -38,7 +38,7 @@ pub fn run(options: &Options) -> Result<u8> {
              counted beside their objects; set kernel.kptr_restrict to 0 or 1, and run as root"
         );
     }
-    let mut storage = Storage::new();
+    let mut storage = Storage::default();
     let mut tracer = Tracer::load(
         &mut storage,
         Config {

@@ -74,7 +74,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let first = target.pids().first().copied();
     let outputs = Outputs::open(options, first, wall_time(), monotonic_ns())?;
     let symbolizer = Symbolizer::new(&options.naming)?;
-    let mut storage = Storage::new();
+    let mut storage = Storage::default();
     let filter = many.then(|| chosen.filter()).transpose()?;
     let tracer = Tracer::load(
         &mut storage,

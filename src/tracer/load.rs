@@ -31,9 +31,8 @@ pub struct Storage {
     second: MaybeUninit<OpenObject>,
 }
 
-impl Storage {
-    /// An empty place.
-    pub fn new() -> Self {
+impl Default for Storage {
+    fn default() -> Self {
         Self {
             first: MaybeUninit::uninit(),
             second: MaybeUninit::uninit(),

@@ -1,0 +1,26 @@
+//! memleak: find memory that is never freed. The rooms stand here; the command line's `main` and the benchmarks use
+//! them. No function lives here.
+
+// eprint! panics where it can't write; reports go through writers whose errors are handled
+#![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
+
+pub mod analysis;
+pub mod cli;
+pub mod files;
+pub mod offline;
+pub mod options;
+pub mod output;
+pub mod probes;
+pub mod publish;
+pub mod reader;
+pub mod recording;
+pub mod report;
+pub mod session;
+pub mod snapshot;
+pub mod stderr;
+pub mod symbolize;
+pub mod target;
+pub mod trace;
+pub mod tracer;
+pub mod unwind;
+pub mod visible;
