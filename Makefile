@@ -19,13 +19,13 @@ demo: build
 	gcc -g -O2 -fno-omit-frame-pointer -Itests/fixtures -o target/demo tests/fixtures/demo.c
 	$(SUDO) target/release/memleak -c target/demo 3
 
-# formatting, lints, unit tests, command line, and everything that needs root
+# formatting, lints, and the tiers of tests: units, command line, traces (as root), slow ones; says how long each took
 test:
 	scripts/install-packages.sh build test
 	$(CARGO) fmt --check
 	clang-format --dry-run --Werror src/bpf/*.h src/bpf/*.c
 	$(CARGO) clippy --all-targets -- -D warnings
-	$(CARGO) test
+	scripts/test-tiers.sh $(CARGO)
 
 # what tracing costs, as Markdown; MEMLEAK_PEER=/path/to/tracer adds one that takes `-p PID INTERVAL`
 bench: export CARGO_TARGET_$(shell uname -m | tr a-z A-Z)_UNKNOWN_LINUX_GNU_RUNNER = \
@@ -37,7 +37,7 @@ bench:
 # what memleak reports at the end of programs against Valgrind's "in use at exit"
 test-truth:
 	scripts/install-packages.sh build test
-	$(CARGO) test --test truth -- --ignored --nocapture
+	$(CARGO) test --test slow truth:: -- --ignored --nocapture
 
 # the static binary on Debian's kernels from 5.10 to the newest, in software emulation; FAST=1: on two of them.
 # All of them write their table into docs/kernels.md.
@@ -49,8 +49,8 @@ test-vm: static
 # a minute of short processes
 soak:
 	scripts/install-packages.sh build
-	$(CARGO) test --test soak --test kernel_load -- --ignored --nocapture --test-threads 1
-	$(CARGO) test --test processes -- --ignored --nocapture a_minute_of_short_processes_leaves_nothing
+	$(CARGO) test --test slow -- --ignored --nocapture --test-threads 1 --skip truth::
+	$(CARGO) test --test trace -- --ignored --nocapture a_minute_of_short_processes_leaves_nothing
 
 # one binary that needs no shared library, to copy to servers
 static:

@@ -126,7 +126,7 @@ fn hash(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "../../tests/html/samples.rs"]
+#[path = "../../tests/slow/html/samples.rs"]
 mod samples;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,5 @@
 //! What the page promises about its bytes: nothing from outside is markup, its size is bounded, equal input gives
-//! equal output. How it looks and behaves is tested in a browser, in `tests/html.rs`.
+//! equal output. How it looks and behaves is tested in a browser, in `tests/slow/html.rs`.
 
 use super::samples::{self, HOSTILE, HOSTILE_SHOWN};
 use super::*;

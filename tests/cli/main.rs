@@ -1,0 +1,9 @@
+//! What needs no privileges: the command line, and reports of recordings and logs.
+//! Nothing here traces.
+
+#[path = "../support/mod.rs"]
+mod support;
+
+mod formats;
+mod harness;
+mod usage;
