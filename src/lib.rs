@@ -7,6 +7,7 @@
 pub mod analysis;
 pub mod cli;
 pub mod files;
+pub mod losses;
 pub mod offline;
 pub mod options;
 pub mod output;

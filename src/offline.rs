@@ -9,7 +9,7 @@ use clap::Args;
 
 use crate::analysis::Limits;
 use crate::analysis::findings::Findings;
-use crate::output::{growth, write_text};
+use crate::output::{growth, warning, write_text};
 use crate::publish::{NamingArguments, OutputArguments, Publisher};
 use crate::recording::model::Recording;
 use crate::recording::{join, load, resolve};
@@ -73,6 +73,9 @@ pub fn run(arguments: ReportArguments) -> Result<u8> {
     let findings = publisher.findings(&recording);
     if wants_text {
         print_text(&findings, arguments.top)?;
+        if let Some(warning) = warning(&findings.report.losses) {
+            say!("warning: {warning}");
+        }
     }
     let published = publisher.publish(&recording, &findings)?;
     published.notes.iter().for_each(|note| say!("{note}"));

@@ -1,5 +1,7 @@
-//! What the tracer saw at one moment: outstanding memory per stack, the stacks, and what was lost.
+//! What the tracer saw at one moment: outstanding memory per stack, and the stacks.
 //! Data only: no maps, no symbols, no clocks, no formatting.
+
+use crate::losses::Losses;
 
 /// Frames that a stack can have at the most: what BCC's tools and the kernel's own stack maps keep.
 pub const MAX_STACK_DEPTH: u32 = 127;
@@ -120,113 +122,6 @@ pub struct Usage {
     pub turnover: Option<Turnover>,
     /// The blocks themselves, by address; filled only when they were asked for.
     pub allocations: Vec<Allocation>,
-}
-
-/// What the tracer could not see or store since it started. All zero means that the figures are complete.
-/// The names of the fields are those in recordings and JSON: they are published.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct Losses {
-    /// Allocations not recorded because the map of live blocks was full.
-    pub allocations: u64,
-    /// Bytes of those allocations.
-    pub allocation_bytes: u64,
-    /// Allocations counted without a stack because the map of stacks was full.
-    pub stacks: u64,
-    /// Changes of anonymous mappings that were dropped because their ring was full.
-    pub ranges: u64,
-    /// Announcements of code mappings that were dropped because their ring was full.
-    pub mappings: u64,
-    /// Calls that `--trace` could not show because their ring was full.
-    pub calls: u64,
-    /// Calls that were not seen because there was no memory for the thread's state.
-    pub threads: u64,
-    /// Blocks that were replaced because their address was handed out again: a free was missed.
-    pub missed_frees: u64,
-    /// Ways to free memory that this kernel does not tell of: what goes there looks live until its address is handed out
-    /// again.
-    pub unseen_frees: u64,
-    /// C++ allocations so large that they could fail, whose exception would not have passed a return probe.
-    pub unfollowed: u64,
-    /// Calls by signal handlers on an alternate stack, whose return could not be trapped without ending the program.
-    pub in_handlers: u64,
-    /// Processes that were not traced because there were too many.
-    pub processes: u64,
-    /// Announcements of processes that were started, executed a program or ended, which were dropped because their ring was
-    /// full: of those there may be neither name nor end.
-    pub lives: u64,
-    /// Events of the kernel that came while the program for them was at work already, in an interrupt of it.
-    pub events: u64,
-    /// Files of which not all is known, because reading them took too much or ended the process that did it.
-    pub files: u64,
-    /// Processes that ran for a while before they got their first probe, or for a moment had none.
-    pub late_processes: u64,
-    /// 1 where a run has ended in which no probed function was called: nothing can be said of it.
-    pub silent: u64,
-    /// Stacks that end before their outermost frame.
-    pub cut: CutStacks,
-}
-
-impl Losses {
-    /// Whether frees may be missing, so that blocks are counted that are gone, and what looks like growth may be none.
-    pub fn may_lack_frees(&self) -> bool {
-        self.missed_frees > 0
-            || self.unseen_frees > 0
-            || self.events > 0
-            || self.threads > 0
-            || self.ranges > 0
-    }
-}
-
-/// Stacks that end before their outermost frame, by what ended them; each time one was captured counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-#[serde(default)]
-pub struct CutStacks {
-    /// As many frames as were asked for.
-    pub depth: u64,
-    /// A return address in no code that was known at the time.
-    pub unknown_code: u64,
-    /// Unwind information that can't be followed here.
-    pub unsupported: u64,
-    /// Stack memory that could not be read.
-    pub unreadable: u64,
-    /// Code without unwind information, and a frame pointer that leads nowhere.
-    pub frame_pointer: u64,
-}
-
-impl CutStacks {
-    /// All of them.
-    pub fn total(&self) -> u64 {
-        self.reasons().iter().map(|(count, _)| count).sum()
-    }
-
-    /// These and others.
-    pub fn plus(&self, other: &CutStacks) -> CutStacks {
-        CutStacks {
-            depth: self.depth + other.depth,
-            unknown_code: self.unknown_code + other.unknown_code,
-            unsupported: self.unsupported + other.unsupported,
-            unreadable: self.unreadable + other.unreadable,
-            frame_pointer: self.frame_pointer + other.frame_pointer,
-        }
-    }
-
-    /// How many, and why, in words.
-    pub fn reasons(&self) -> [(u64, &'static str); 5] {
-        [
-            (self.depth, "at --perf-max-stack-depth"),
-            (self.unknown_code, "in code not known yet"),
-            (
-                self.unsupported,
-                "by unwind information that is not supported",
-            ),
-            (self.unreadable, "by unreadable stack memory"),
-            (
-                self.frame_pointer,
-                "by code without frame pointers or unwind information",
-            ),
-        ]
-    }
 }
 
 /// The state of the traced memory at one moment.

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::snapshot::Losses;
+use crate::losses::Losses;
 
 /// What the first line's `format` says.
 pub const FORMAT: &str = "memleak-recording";

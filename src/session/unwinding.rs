@@ -8,8 +8,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::files;
+use crate::losses::CutStacks;
 use crate::probes::{Candidate, debug_hook};
-use crate::snapshot::CutStacks;
 use crate::stderr::say;
 use crate::target::{Mapping, Mappings, Process};
 use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};

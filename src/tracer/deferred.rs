@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::skel::types;
-use crate::snapshot::{CutStacks, StackId};
+use crate::losses::CutStacks;
+use crate::snapshot::StackId;
 use crate::unwind::{End, Frame, Rule, step};
 
 /// Bytes of a page of stack memory, as the programs send it.

@@ -10,9 +10,10 @@ use super::sampling::Weight;
 use super::skel::{self, types};
 use super::usage::{self, Filter};
 use super::{Tracer, batch, kernel_events};
+use crate::losses::{CutStacks, Losses};
 use crate::options::Sampling;
 use crate::probes::Probe;
-use crate::snapshot::{CutStacks, Losses, Snapshot, Stack, StackId};
+use crate::snapshot::{Snapshot, Stack, StackId};
 use crate::trace::Call;
 
 impl Tracer<'_> {

@@ -6,4 +6,5 @@ mod support;
 
 mod formats;
 mod harness;
+mod losses;
 mod usage;

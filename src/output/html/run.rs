@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use super::intern::hex;
 use super::markup::{code, escape, name_of, path_of, seconds, target};
 use super::words;
+use crate::losses::Losses;
 use crate::recording::model::{Recording, Source};
 use crate::report::Module;
-use crate::snapshot::Losses;
 
 /// Rows of the table that stands in where scripts do not run.
 const MOST_PLAIN_ROWS: usize = 20;
@@ -51,10 +51,7 @@ pub fn last_losses(recording: &Recording) -> Losses {
 /// What the tracer could not see or store.
 pub fn losses(recording: &Recording) -> String {
     let losses = last_losses(recording);
-    let mut items: Vec<(String, String)> = lost(&losses)
-        .into_iter()
-        .map(|(what, hint)| (what, hint.to_owned()))
-        .collect();
+    let mut items = lost(&losses);
     items.extend(cut_short(&losses));
     let body = if items.is_empty() {
         let (class, lead, rest) = if recording.header.source == Source::Recording {
@@ -107,154 +104,21 @@ fn cut_short(losses: &Losses) -> Option<(String, String)> {
 }
 
 /// What happened and how often, and what helps.
-pub fn lost(losses: &Losses) -> Vec<(String, &'static str)> {
-    let plural = words::plural;
-    let all = [
-        (
-            losses.allocations,
-            format!(
-                "{} of {} were not recorded.",
-                plural(losses.allocations, "allocation", "allocations"),
-                words::bytes(losses.allocation_bytes as f64)
-            ),
-            "The map of live blocks was full; raise it with --max-allocs.",
-        ),
-        (
-            losses.stacks,
-            format!(
-                "{} counted without a stack.",
-                plural(losses.stacks, "allocation was", "allocations were")
-            ),
-            "The map of stacks was full; raise it with --stack-storage-size.",
-        ),
-        (
-            losses.ranges,
-            format!(
-                "{} dropped.",
-                plural(
-                    losses.ranges,
-                    "change of a mapping was",
-                    "changes of mappings were"
-                )
-            ),
-            "Their buffer was full: some mappings may be missing, or shown although they are gone; leave them out with --no-mmap.",
-        ),
-        (
-            losses.mappings,
-            format!(
-                "{} not seen.",
-                plural(losses.mappings, "code mapping was", "code mappings were")
-            ),
-            "Their buffer was full: some frames may stay unknown.",
-        ),
-        (
-            losses.files,
-            format!(
-                "{} not read to the end.",
-                plural(losses.files, "file was", "files were")
-            ),
-            "Reading took too much time or memory: some frames may stay unknown or missing.",
-        ),
-        (
-            losses.threads,
-            format!(
-                "{} not seen.",
-                plural(losses.threads, "call was", "calls were")
-            ),
-            "The kernel had no memory for a thread's state; lower --max-allocs.",
-        ),
-        (
-            losses.missed_frees,
-            format!(
-                "{} missed.",
-                plural(losses.missed_frees, "free was", "frees were")
-            ),
-            "An address was handed out again while it still counted as live; the older block was replaced.",
-        ),
-        (
-            losses.unseen_frees,
-            format!(
-                "{} of freeing not seen.",
-                plural(losses.unseen_frees, "way is", "ways are")
-            ),
-            "The kernel does not tell of them; such blocks are shown until their address is handed out again.",
-        ),
-        (
-            losses.events,
-            format!(
-                "{} of the kernel not seen.",
-                plural(losses.events, "event was", "events were")
-            ),
-            "They came in an interrupt of memleak’s own program.",
-        ),
-        (
-            losses.processes,
-            format!(
-                "{} not traced.",
-                plural(losses.processes, "process was", "processes were")
-            ),
-            "There were too many; name fewer.",
-        ),
-        (
-            losses.files,
-            format!(
-                "{} not read to the end.",
-                plural(losses.files, "file was", "files were")
-            ),
-            "Some frames may stay unknown or missing.",
-        ),
-        (
-            losses.silent,
-            "Nothing was seen.".to_owned(),
-            "No probed function was called in the whole run, so that nothing can be said of the target’s memory.",
-        ),
-        (
-            losses.late_processes,
-            format!(
-                "{} not seen from the first instruction, or not for a moment.",
-                plural(losses.late_processes, "process was", "processes were")
-            ),
-            "A translator such as valgrind ran, which would have died of probes for everyone: each process got its own.",
-        ),
-        (
-            losses.unfollowed,
-            format!(
-                "{} not followed.",
-                plural(
-                    losses.unfollowed,
-                    "C++ allocation was",
-                    "C++ allocations were"
-                )
-            ),
-            "Failing with an exception while its return is probed could have ended the program, and it was large enough to fail.",
-        ),
-        (
-            losses.in_handlers,
-            format!(
-                "{} not followed.",
-                plural(
-                    losses.in_handlers,
-                    "call of a signal handler was",
-                    "calls of signal handlers were"
-                )
-            ),
-            "They were made on an alternate stack within other calls, and trapping their return would have ended the program.",
-        ),
-        (
-            losses.lives,
-            format!(
-                "{} not seen.",
-                plural(
-                    losses.lives,
-                    "start or end of a process was",
-                    "starts and ends of processes were"
-                )
-            ),
-            "Their buffer was full: some processes may have no name, or be reported late; trace fewer.",
-        ),
-    ];
-    let happened = all.into_iter().filter(|(number, ..)| *number > 0);
-    happened.map(|(_, what, hint)| (what, hint)).collect()
+pub fn lost(losses: &Losses) -> Vec<(String, String)> {
+    losses
+        .happened()
+        .map(|(kind, number)| {
+            let bytes = match kind.name {
+                "allocations" => format!(" of {}", words::bytes(losses.allocation_bytes as f64)),
+                _ => String::new(),
+            };
+            let what = words::plural(number, kind.one, kind.many);
+            (
+                format!("{what}{bytes} {}.", kind.fate),
+                format!("{}; {}.", kind.cause, kind.advice),
+            )
+        })
+        .collect()
 }
 
 /// How the figures came about.

@@ -4,8 +4,8 @@
 use super::samples::{self, HOSTILE, HOSTILE_SHOWN};
 use super::*;
 use crate::analysis::growth::{Verdict, analyze};
+use crate::losses::Losses;
 use crate::recording::read::read;
-use crate::snapshot::Losses;
 
 /// A recording and what the analysis says of it.
 struct Sample {

@@ -1,8 +1,8 @@
 //! What is written is read back, and what is damaged is read as far as it is whole.
 
 use super::*;
+use crate::losses::Losses;
 use crate::recording::write::Writer;
-use crate::snapshot::Losses;
 
 fn module() -> Arc<Module> {
     Arc::new(Module {
