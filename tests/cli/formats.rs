@@ -320,7 +320,7 @@ fn growth_is_what_may_be_where_frees_were_missed() {
     assert_eq!(gate.status.code(), Some(23));
     assert_eq!(
         String::from_utf8(gate.stderr).unwrap(),
-        "memleak: warning: incomplete so far: 1 frees missed, their blocks were replaced\n\
+        "memleak: warning: incomplete so far: 2 stacks not stored, raise --stack-storage-size; 1 free missed, their blocks were replaced\n\
          memleak: failed on growth: 1 stack of memory may grow, unless frees were missed\n"
     );
 }
@@ -342,7 +342,7 @@ fn a_gate_that_trips_says_which_and_why() {
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(
         stderr,
-        "memleak: warning: incomplete so far: 1 C++ allocations not followed, so large that failing with an exception \
+        "memleak: warning: incomplete so far: 2 stacks not stored, raise --stack-storage-size; 1 C++ allocation not followed, so large that failing with an exception \
          could have ended the program\n\
          memleak: failed on growth: 1 stack of memory grows\n\
          memleak: failed on bytes=65536: 129884 bytes outstanding\n"
@@ -568,7 +568,13 @@ fn a_full_standard_output_is_an_error_and_a_closed_one_is_not() {
     );
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
-    assert_eq!(run(writer.into()), (Some(0), String::new()));
+    let (status, stderr) = run(writer.into());
+    assert_eq!(status, Some(0), "{stderr}");
+    assert!(
+        stderr.starts_with("memleak: warning: incomplete so far"),
+        "{stderr}"
+    );
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
 }
 
 #[test]

@@ -70,7 +70,7 @@ fn every_output_shows_every_loss() {
         );
         assert!(text.contains(&told), "{told}: {text}");
         let shown = format!(
-            "<b>{count} {}{} were {}.</b> <span>{}; {}.</span>",
+            "<b>{count} {}{} {}.</b> <span>{}; {}.</span>",
             kind.many,
             bytes(" of 4.00 KiB"),
             kind.fate,
