@@ -11,9 +11,9 @@ use wildmatch::WildMatch;
 use crate::analysis::select::Selection;
 use crate::cli::{Arguments, SiteChoice, SortKey, UnwindChoice};
 use crate::probes::{Operation, OwnFunction, ProbeAt};
+use crate::process::Names;
 use crate::publish::LiveArguments;
 use crate::snapshot::MAX_STACK_DEPTH;
-use crate::target::Names;
 
 /// One sample in a GiB: what the programs' arithmetic can hold.
 const MAX_SAMPLE_BYTES: u32 = 1 << 30;

@@ -31,10 +31,10 @@ use separate::{Folders, RootId};
 
 use crate::files::{self, MOST_OBJECT_BYTES, Opened};
 use crate::options::Naming;
+use crate::process::{Mapping, Mappings, ObjectFile};
 use crate::reader;
 use crate::report::{Frame, Function, Location, Module};
 use crate::snapshot::Stack;
-use crate::target::{Mapping, Mappings, ObjectFile};
 
 /// Places that are looked up with one request.
 const MOST_PLACES: usize = 256;

@@ -13,7 +13,7 @@ use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, stat};
 
 use resolve::Follow;
 
-use crate::target::proc;
+use crate::process::proc;
 
 /// Bytes of an object or of debug information that are worth opening at the most.
 pub const MOST_OBJECT_BYTES: u64 = 16 << 30;

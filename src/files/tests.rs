@@ -183,20 +183,20 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "reads descriptors that it was given, without rights",
     ),
     ("symbolize/separate.rs", "/proc"),
-    ("target/cgroups.rs", "/proc and cgroup folders"),
+    ("process/cgroups.rs", "/proc and cgroup folders"),
     (
-        "target/command.rs",
+        "process/command.rs",
         "looks for the user's own command as a shell does, and opens nothing",
     ),
     (
-        "target/linked.rs",
+        "process/linked.rs",
         "looks where the user's own command is, and opens nothing",
     ),
-    ("target/mappings.rs", "/proc"),
-    ("target/memory.rs", "/proc"),
-    ("target/proc.rs", "/proc"),
-    ("target/process.rs", "/proc"),
-    ("target/vdso.rs", "/proc"),
+    ("process/mappings.rs", "/proc"),
+    ("process/memory.rs", "/proc"),
+    ("process/proc.rs", "/proc"),
+    ("process/handle.rs", "/proc"),
+    ("process/vdso.rs", "/proc"),
     ("tracer/kernel.rs", "/sys and memleak's own namespace"),
 ];
 

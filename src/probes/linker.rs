@@ -35,7 +35,7 @@ mod tests {
 
     #[test]
     fn the_linker_of_this_machine_has_a_hook() {
-        let candidates: Vec<Candidate> = crate::target::objects_of_command("/bin/true".as_ref())
+        let candidates: Vec<Candidate> = crate::process::objects_of_command("/bin/true".as_ref())
             .unwrap()
             .into_iter()
             .map(|path| Candidate {

@@ -13,9 +13,9 @@ use super::wait::monotonic;
 use super::{Session, monotonic_ns, probing, safety, translators, unwinding, wait};
 use crate::options::{Choice, TargetOption};
 use crate::probes::{Candidate, ObjectPlan};
+use crate::process::{descendants, objects_of_command};
 use crate::reader;
 use crate::stderr::say;
-use crate::target::{descendants, objects_of_command};
 
 /// Longer than a dynamic linker takes to map a program's libraries.
 const SETTLING: Duration = Duration::from_millis(100);

@@ -7,9 +7,9 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::options::{Choice, Options, TargetOption};
+use crate::process::cgroups::Cgroup;
+use crate::process::{Names, is_kernel_thread, name, running};
 use crate::reader;
-use crate::target::cgroups::Cgroup;
-use crate::target::{Names, is_kernel_thread, name, running};
 use crate::tracer::ProcessFilter;
 
 /// What makes a process join those that are traced, or stay.

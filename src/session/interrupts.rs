@@ -15,8 +15,8 @@ use rustix::process::Signal;
 use signal_hook::consts::{SIGHUP, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::{exit, pipe};
 
+use crate::process::{Process, inherited};
 use crate::stderr;
-use crate::target::{Process, inherited};
 
 /// From the first signal to the end, at the most.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -28,12 +28,12 @@ use anyhow::Result;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::options::{Options, Sampling, TargetOption};
+use crate::process::{MappingEvents, Mappings, memory};
 use crate::reader;
 use crate::recording::model::Reason;
 use crate::snapshot::WallTime;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::{MappingEvents, Mappings, memory};
 use crate::tracer::{self, Config, ProcessFilter, Single, Storage, Tracer};
 use choice::Chosen;
 use interrupts::Interrupts;

@@ -12,13 +12,13 @@ use crate::analysis::growth::Growth;
 use crate::analysis::history::{History, Key};
 use crate::cli::SortKey;
 use crate::options::{Choice, Options, TargetOption};
+use crate::process::{memory, proc};
 use crate::publish::LiveRun;
 use crate::recording::collect::Moment;
 use crate::recording::model::{Header, Headroom, Host, Limit, Reason, Source, Target, TargetKind};
 use crate::report::{Entry, ProcessEntry, Report};
 use crate::snapshot::{Snapshot, WallTime};
 use crate::stderr::say;
-use crate::target::{memory, proc};
 
 /// The first report that ends with the growing stacks: it takes three points to see a rise that goes on.
 const FIRST_WITH_GROWTH: u64 = 3;

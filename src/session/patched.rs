@@ -6,8 +6,8 @@ use std::os::unix::fs::FileExt as _;
 
 use crate::files::{self, MOST_OBJECT_BYTES};
 use crate::probes::{ObjectPlan, Probe, is_patched};
+use crate::process::{Mappings, maps_file_at, memory_of, name};
 use crate::stderr::say;
-use crate::target::{Mappings, maps_file_at, memory_of, name};
 
 /// Takes out of an object's plan the functions that one of the processes has changed in its memory: an inline hook, a patch
 /// of a running program. A probe would run the instruction that was there before.

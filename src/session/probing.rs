@@ -12,9 +12,9 @@ use super::patched;
 use crate::files::{Opened, identity};
 use crate::options::Options;
 use crate::probes::{Candidate, ObjectPlan, OwnFunction, Search, Wanted, discover};
+use crate::process::{Mappings, ObjectFile};
 use crate::stderr::say;
 use crate::symbolize::{Reach, Symbolizer};
-use crate::target::{Mappings, ObjectFile};
 use crate::tracer::Tracer;
 
 /// The objects that have been looked at.

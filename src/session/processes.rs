@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::wait::monotonic;
+use crate::process::{Event, MappingRecord, Mappings, Process, What, name};
 use crate::report::ProcessEntry;
 use crate::symbolize::Symbolizer;
-use crate::target::{Event, MappingRecord, Mappings, Process, What, name};
 use crate::tracer::Tracer;
 
 /// How long the last report of a process that has ended may take: then it is made out of turn, for all that have.

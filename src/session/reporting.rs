@@ -13,13 +13,13 @@ use super::processes::Keepers;
 use super::reporter::Names;
 use super::{End, Session, monotonic_ns, silence, unwinding, wall_time};
 use crate::analysis::select::Selection;
+use crate::process::Mappings;
 use crate::reader;
 use crate::recording::model::Reason;
 use crate::report::Frame;
 use crate::snapshot::{Snapshot, StackId, Usage};
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::target::Mappings;
 use crate::tracer::Tracer;
 
 /// Intervals in a row that the overhead may be above the user's limit, with this one the last.

@@ -11,8 +11,8 @@ use rustix::thread::{SecureComputingMode, set_secure_computing_mode};
 
 use super::overhead;
 use crate::probes::{Candidate, ObjectPlan, go_program, takes_stacks};
+use crate::process::Process;
 use crate::stderr::say;
-use crate::target::Process;
 use crate::tracer::{Attachment, Tracer};
 
 /// Looks at processes, the objects that they map, and what is to be probed in these.

@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 
+use crate::process::memory;
 use crate::stderr::say;
-use crate::target::memory;
 use crate::tracer::Tracer;
 
 /// Growth in an interval that is worth a word, in bytes: what the kernel's own rounding never comes to.

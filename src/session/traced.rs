@@ -12,10 +12,10 @@ use super::probing;
 use super::wait::{self, Wake};
 use crate::options::{Options, TargetOption};
 use crate::probes::Candidate;
-use crate::stderr::say;
-use crate::target::{
+use crate::process::{
     self, Ending, HeldCommand, Mappings, Process, User, is_kernel_thread, name, objects_of_command,
 };
+use crate::stderr::say;
 
 /// An interval that hardly anybody wants, and that many a process has for its id.
 const LONG_INTERVAL: Duration = Duration::from_secs(600);
@@ -208,7 +208,7 @@ pub fn check_interval(options: &Options) -> Result<()> {
     let (Some(name), Some(pid)) = (name(number).filter(|_| is_process), pids.last()) else {
         return Ok(());
     };
-    if target::name(*pid).is_some_and(|first| first == name) && !pids.contains(&number) {
+    if process::name(*pid).is_some_and(|first| first == name) && !pids.contains(&number) {
         bail!(
             "{number} is where the interval stands, and a process called {name} like {pid}: \
              to trace both, say -p {pid},{number}, or -p \"$(pidof {name})\""

@@ -13,8 +13,8 @@ use super::traced::Traced;
 use super::wait::monotonic;
 use super::{Session, monotonic_ns};
 use crate::options::{Choice, Options, TargetOption};
+use crate::process::translators::{is_translator, running, translator};
 use crate::stderr::say;
-use crate::target::translators::{is_translator, running, translator};
 use crate::tracer::TranslatorStart;
 
 /// How often it is looked for translators, at the most, while one runs: it takes a look at every process.

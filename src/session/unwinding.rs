@@ -10,8 +10,8 @@ use anyhow::Result;
 use crate::files;
 use crate::losses::CutStacks;
 use crate::probes::{Candidate, debug_hook};
+use crate::process::{Mapping, Mappings, Process};
 use crate::stderr::say;
-use crate::target::{Mapping, Mappings, Process};
 use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};
 
 /// Processes that the tracer is told of at the most: each takes a quarter of a MiB. In others the unwinder finds its

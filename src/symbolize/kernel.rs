@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
+use crate::process::proc;
 use crate::report::{Frame, Function, Module};
-use crate::target::proc;
 
 const SYMBOLS: &str = "/proc/kallsyms";
 const MODULES: &str = "/proc/modules";

@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use super::separate::Folders;
 use crate::files::{Opened, owners};
-use crate::target::proc;
+use crate::process::proc;
 
 /// Bytes of a map that are read at the most.
 const MOST_BYTES: u64 = 64 << 20;

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use super::facts::Facts;
 use crate::files::{MOST_OBJECT_BYTES, Opened, Root, owners};
+use crate::process::proc;
 use crate::reader;
-use crate::target::proc;
 
 /// The folder for debug information that distributions agree on.
 const DEBUG_FOLDER: &str = "/usr/lib/debug";

@@ -13,7 +13,7 @@ use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
 use super::deferred::DeferredWalk;
 use super::ranges::{Ranges, Span};
 use super::skel::types;
-use crate::target::{Event, What};
+use crate::process::{Event, What};
 use crate::trace::Call;
 
 /// Walks that are kept until somebody takes them: some 100 MiB. What comes while tables of large programs are built.

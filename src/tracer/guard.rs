@@ -14,7 +14,7 @@ use libbpf_rs::{Link, MapCore, MapHandle, RingBufferBuilder};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
 use super::skel::types;
-use crate::target::translators::is_translator;
+use crate::process::translators::is_translator;
 
 /// How long to wait between attempts to hold a process.
 const HOLD_PAUSE: Duration = Duration::from_micros(200);

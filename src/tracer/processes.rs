@@ -9,7 +9,7 @@ use libbpf_rs::{ErrorKind, Link, MapCore, MapFlags};
 
 use super::batch;
 use super::skel::{MemleakMaps, MemleakProgs, OpenMemleakMaps, types};
-use crate::target::Names;
+use crate::process::Names;
 
 /// Bytes of the ring that tells what happens to them: some 80,000 events, of which a process makes two or three.
 const LIFE_RING_BYTES: u32 = 4 << 20;

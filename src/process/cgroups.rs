@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
+use super::handle::running;
 use super::proc;
-use super::process::running;
 
 /// Where cgroups are mounted.
 const MOUNTS: &str = "/proc/self/mountinfo";

@@ -4,6 +4,7 @@
 pub mod cgroups;
 mod command;
 mod events;
+mod handle;
 pub mod inherited;
 mod linked;
 mod mapping_events;
@@ -11,18 +12,17 @@ mod mappings;
 pub mod memory;
 mod names;
 pub mod proc;
-mod process;
 pub mod translators;
 mod user;
 mod vdso;
 
 pub use command::HeldCommand;
 pub use events::{Event, What};
+pub use handle::{Process, descendants, is_kernel_thread, memory_of, name, running};
 pub use linked::objects_of_command;
 pub use mapping_events::MappingEvents;
 pub use mappings::{Mapping, MappingRecord, Mappings, ObjectFile, maps_file_at};
 pub use names::Names;
-pub use process::{Process, descendants, is_kernel_thread, memory_of, name, running};
 pub use user::User;
 
 /// How a traced program ended.
