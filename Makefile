@@ -23,7 +23,7 @@ demo: build
 test:
 	scripts/install-packages.sh build test
 	$(CARGO) fmt --check
-	clang-format --dry-run --Werror src/bpf/*.h src/bpf/*.c
+	clang-format --dry-run --Werror $$(find src/bpf -name '*.[ch]')
 	$(CARGO) clippy --all-targets -- -D warnings
 	scripts/test-tiers.sh $(CARGO)
 

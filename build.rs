@@ -22,7 +22,7 @@ fn main() -> Result<()> {
     let include = format!("-I/usr/include/{triplet}");
     SkeletonBuilder::new()
         .source(SOURCE)
-        .clang_args([define, &include, "-Wall", "-Werror"].map(OsString::from))
+        .clang_args([define, &include, "-Isrc/bpf", "-Wall", "-Werror"].map(OsString::from))
         .build_and_generate(PathBuf::from(out_dir).join("memleak.skel.rs"))
         .with_context(|| {
             format!(

@@ -3,9 +3,9 @@
  * The programs: each reads its context and makes one call. Everything else lives in the headers.
  */
 #include "activity.bpf.h"
-#include "calls.bpf.h"
-#include "kernel_tracepoints.bpf.h"
-#include "program_starts.bpf.h"
+#include "user/calls.bpf.h"
+#include "kernel/tracepoints.bpf.h"
+#include "user/program_starts.bpf.h"
 
 static __always_inline int user_enter(struct pt_regs *ctx)
 {

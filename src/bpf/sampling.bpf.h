@@ -6,7 +6,7 @@
 #ifndef SAMPLING_BPF_H
 #define SAMPLING_BPF_H
 
-#include "thread.bpf.h"
+#include "user/thread.bpf.h"
 
 /* log2 of 1 to 2^32, in units of 2^-24, to about 2^-18. */
 static __always_inline __u32 log2_fixed(__u64 value)

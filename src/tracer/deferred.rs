@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::skel::types;
-use crate::losses::CutStacks;
-use crate::snapshot::StackId;
+use crate::model::losses::CutStacks;
+use crate::model::snapshot::StackId;
 use crate::unwind::{End, Frame, Rule, step};
 
 /// Bytes of a page of stack memory, as the programs send it.
@@ -179,7 +179,7 @@ impl FinishedStacks {
     }
 }
 
-/// One step of the hash that identifies a stack: `hash_address` of src/bpf/user_stack.bpf.h.
+/// One step of the hash that identifies a stack: `hash_address` of src/bpf/user/stack.bpf.h.
 fn hash_address(hash: u64, address: u64) -> u64 {
     let mut hash = (hash ^ address).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash ^= hash >> 33;

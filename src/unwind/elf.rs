@@ -11,7 +11,7 @@ use object::{Object, ObjectSection, ReadRef};
 use serde::{Deserialize, Serialize};
 
 use super::{Error, PAGE_SIZE};
-use crate::reader::limits;
+use crate::limits;
 
 /// More executable segments than linkers write; a file with more is made to waste memory.
 const MAX_CODE_SEGMENTS: usize = 64;

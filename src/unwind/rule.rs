@@ -75,7 +75,7 @@ pub enum Rule {
     },
 }
 
-// The 32-bit form, which src/bpf/user_stack.bpf.h decodes:
+// The 32-bit form, which src/bpf/user/stack.bpf.h decodes:
 //   bits 0..3    kind
 //   bits 3..20   CFA offset in 8-byte words: unsigned for KIND_RSP, otherwise two's complement
 //   KIND_RSP, KIND_RBP:

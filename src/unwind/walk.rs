@@ -1,4 +1,4 @@
-//! Walks up a stack outside of the kernel, a step at a time: what src/bpf/user_stack.bpf.h does there. Pure: rules and
+//! Walks up a stack outside of the kernel, a step at a time: what src/bpf/user/stack.bpf.h does there. Pure: rules and
 //! memory are asked for, and no table, process or file is known here.
 
 use super::rule::{Base, Rule, SavedRbp};

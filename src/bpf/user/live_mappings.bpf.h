@@ -6,7 +6,7 @@
 #ifndef LIVE_MAPPINGS_BPF_H
 #define LIVE_MAPPINGS_BPF_H
 
-#include "thread.bpf.h"
+#include "user/thread.bpf.h"
 
 #define VM_EXEC 4
 #define PAGE_SHIFT 12

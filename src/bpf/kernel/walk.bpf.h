@@ -12,7 +12,7 @@
 #define KERNEL_WALK_BPF_H
 
 #include "config.bpf.h"
-#include "user_stack.bpf.h"
+#include "user/stack.bpf.h"
 
 /* The kernel's unwind table, all zero where there is none: sorted code addresses as offsets from where each
  * stands, and an entry of 6 bytes for each. */

@@ -6,7 +6,7 @@
 #ifndef UNWIND_TABLES_BPF_H
 #define UNWIND_TABLES_BPF_H
 
-#include "live_mappings.bpf.h"
+#include "user/live_mappings.bpf.h"
 
 /* What `rule_at` answers besides rules: no rule has these bits. */
 #define RULE_UNKNOWN_CODE 7

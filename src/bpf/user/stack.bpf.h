@@ -6,7 +6,7 @@
 #ifndef USER_STACK_BPF_H
 #define USER_STACK_BPF_H
 
-#include "unwind_tables.bpf.h"
+#include "user/unwind_tables.bpf.h"
 
 /* One step of the hash that identifies a stack (the finalizer of MurmurHash3 mixes each address in). */
 static __always_inline __u64 hash_address(__u64 hash, __u64 address)

@@ -6,7 +6,7 @@
 #ifndef ALLOCATOR_CODE_BPF_H
 #define ALLOCATOR_CODE_BPF_H
 
-#include "live_mappings.bpf.h"
+#include "user/live_mappings.bpf.h"
 
 /* mmap(2), from the kernel's uapi */
 #define MAP_ANONYMOUS 0x20

@@ -6,7 +6,7 @@
 #ifndef KERNEL_TRACEPOINTS_BPF_H
 #define KERNEL_TRACEPOINTS_BPF_H
 
-#include "kernel_events.bpf.h"
+#include "kernel/events.bpf.h"
 
 /* Linux 5.19 put the cache in front of the sizes, 6.1 gave kmalloc and kmem_cache_alloc records of their own.
  */

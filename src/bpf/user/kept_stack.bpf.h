@@ -7,7 +7,7 @@
 #define KEPT_STACK_BPF_H
 
 #include "accounting.bpf.h"
-#include "user_stack.bpf.h"
+#include "user/stack.bpf.h"
 
 /* Its size is set before load. */
 struct {

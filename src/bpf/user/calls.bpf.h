@@ -8,11 +8,11 @@
 #define CALLS_BPF_H
 
 #include "accounting.bpf.h"
-#include "allocator_code.bpf.h"
+#include "user/allocator_code.bpf.h"
 #include "events.bpf.h"
-#include "kept_stack.bpf.h"
+#include "user/kept_stack.bpf.h"
 #include "sampling.bpf.h"
-#include "thread.bpf.h"
+#include "user/thread.bpf.h"
 
 /* What an entry program answers: whether the return of the call should be trapped. */
 #define TRAP_RETURN 0

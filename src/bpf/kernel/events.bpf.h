@@ -8,9 +8,9 @@
 
 #include "accounting.bpf.h"
 #include "events.bpf.h"
-#include "kernel_stack.bpf.h"
+#include "kernel/stack.bpf.h"
 #include "sampling.bpf.h"
-#include "user_pages.bpf.h"
+#include "kernel/user_pages.bpf.h"
 
 /* ___GFP_MOVABLE: pages whose users can be told that they moved, which is what processes and files hold. */
 #define GFP_MOVABLE 0x08

@@ -7,7 +7,7 @@
 #define KERNEL_STACK_BPF_H
 
 #include "accounting.bpf.h"
-#include "kernel_walk.bpf.h"
+#include "kernel/walk.bpf.h"
 
 /* A task, its soft interrupt, its interrupt and one more may be in the middle of a stack on one CPU. */
 #define KERNEL_CONTEXTS 4
