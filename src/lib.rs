@@ -6,8 +6,11 @@
 
 pub mod analysis;
 pub mod cli;
+pub mod debuginfo;
+pub mod discovery;
 pub mod files;
-pub mod losses;
+pub mod limits;
+pub mod model;
 pub mod offline;
 pub mod options;
 pub mod output;
@@ -16,12 +19,9 @@ pub mod process;
 pub mod publish;
 pub mod reader;
 pub mod recording;
-pub mod report;
 pub mod session;
-pub mod snapshot;
 pub mod stderr;
 pub mod symbolize;
-pub mod trace;
 pub mod tracer;
 pub mod unwind;
 pub mod visible;

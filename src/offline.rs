@@ -5,49 +5,19 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
 
 use crate::analysis::Limits;
 use crate::analysis::findings::Findings;
+use crate::cli::ReportArguments;
+use crate::model::report::Report;
+use crate::model::run::Recording;
 use crate::output::{growth, warning, write_text};
-use crate::publish::{NamingArguments, OutputArguments, Publisher};
-use crate::recording::model::Recording;
-use crate::recording::{join, load, resolve};
-use crate::report::Report;
+use crate::publish::Publisher;
+use crate::recording::{join, load};
 use crate::stderr::say;
 use crate::symbolize::DebugFiles;
+use crate::symbolize::resolve;
 use crate::visible::{Spelling, Visible};
-
-/// Report on recordings and logs of earlier runs
-#[derive(Args, Clone, Debug)]
-pub struct ReportArguments {
-    /// Recordings, text output of memleak, or logs of memleak.py or libbpf-tools memleak; - is the standard
-    /// input. Several are parts of one run, in this order
-    #[arg(required = true, value_name = "FILE")]
-    pub files: Vec<PathBuf>,
-
-    /// Print the last report as text; this is what happens when no other output is asked for
-    #[arg(long, help_heading = "Output")]
-    pub text: bool,
-
-    /// Show at most this many stacks in the text
-    #[arg(
-        short = 'T',
-        long,
-        value_name = "N",
-        default_value_t = 10,
-        help_heading = "Output"
-    )]
-    pub top: usize,
-
-    /// Where names come from, for frames that have none yet.
-    #[command(flatten)]
-    pub naming: NamingArguments,
-
-    /// Outputs, comparison and gates.
-    #[command(flatten)]
-    pub output: OutputArguments,
-}
 
 /// Does what the arguments ask for. Returns the exit status.
 ///

@@ -8,12 +8,15 @@ use std::time::Duration;
 
 use wildmatch::WildMatch;
 
+use crate::analysis::SortKey;
 use crate::analysis::select::Selection;
-use crate::cli::{Arguments, SiteChoice, SortKey, UnwindChoice};
+use crate::cli::{Arguments, SiteChoice, UnwindChoice};
+use crate::model::capture::{Sampling, Unwind};
+use crate::model::snapshot::MAX_STACK_DEPTH;
 use crate::probes::{Operation, OwnFunction, ProbeAt};
 use crate::process::Names;
 use crate::publish::LiveArguments;
-use crate::snapshot::MAX_STACK_DEPTH;
+use crate::symbolize::Naming;
 
 /// One sample in a GiB: what the programs' arithmetic can hold.
 const MAX_SAMPLE_BYTES: u32 = 1 << 30;
@@ -54,37 +57,6 @@ pub enum Choice {
     Containers(Vec<String>),
     /// Nothing but being one.
     All,
-}
-
-/// How many of the allocations are recorded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sampling {
-    /// All.
-    All,
-    /// One in this many, at least 2, whatever their sizes.
-    Rate(u32),
-    /// Those that hold a sample, of which there is one in this many bytes on average.
-    Bytes(u32),
-}
-
-/// How stacks are unwound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unwind {
-    /// With tables where the kernel takes the unwinder, else by frame pointers.
-    Auto,
-    /// With tables, or not at all.
-    Tables,
-    /// By frame pointers.
-    FramePointers,
-}
-
-/// How frames get their names.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Naming {
-    /// Whether inlined functions are left out.
-    pub no_inlines: bool,
-    /// Folders with debug information, besides those that are always looked into.
-    pub debug_dirs: Vec<PathBuf>,
 }
 
 /// Which allocations are recorded.

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::identity::{Precision, identity};
-use crate::report::Entry;
+use crate::model::report::Entry;
 
 /// What an earlier run left outstanding, by stack.
 #[derive(Clone, Debug, Default)]
@@ -81,8 +81,8 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::{Frame, Function};
-    use crate::snapshot::Class;
+    use crate::model::report::{Frame, Function};
+    use crate::model::snapshot::Class;
 
     fn entry(name: &str, address: u64, bytes: u64, count: u64) -> Entry {
         let function = Some(Function {

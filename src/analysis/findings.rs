@@ -7,8 +7,8 @@ use super::compare::Baseline;
 use super::gate::Outcome;
 use super::growth::{self, Growth};
 use super::suppress::Suppressions;
-use crate::recording::model::{Headroom, Recording};
-use crate::report::{Entry, Report};
+use crate::model::report::{Entry, Report};
+use crate::model::run::{Headroom, Recording};
 
 /// What to leave out of reports.
 #[derive(Clone, Debug, Default)]

@@ -4,7 +4,7 @@
 use std::cmp::Ordering;
 
 use super::trend::{self, MannKendall, Point, Slope};
-use crate::recording::model::{Reason, Recording, SnapshotRecord};
+use crate::model::run::{Reason, Recording, SnapshotRecord};
 
 /// With fewer points than this, no test can prove a trend: only a rise in every single one counts.
 const ENOUGH_POINTS: usize = 5;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use super::growth::{self, Growth};
 use super::trend::Point;
-use crate::snapshot::{Class, Snapshot, StackId};
+use crate::model::snapshot::{Class, Snapshot, StackId};
 
 /// Points that a series has at the most; when there are more, every other one is dropped.
 const MOST_POINTS: usize = 256;
@@ -129,7 +129,7 @@ fn halve(values: &mut Vec<u64>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::Usage;
+    use crate::model::snapshot::Usage;
 
     fn snapshot(at: u64, usage: &[(u64, u64)]) -> Snapshot {
         let one = |&(stack, bytes): &(u64, u64)| Usage {

@@ -3,8 +3,8 @@
 
 use std::fmt::Write;
 
-use crate::report::{Frame, Function};
-use crate::snapshot::Class;
+use crate::model::report::{Frame, Function};
+use crate::model::snapshot::Class;
 
 /// How much must agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +107,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::report::{Location, Module};
+    use crate::model::report::{Location, Module};
 
     fn frame(address: u64, name: Option<&str>, module: &str, line: u32) -> Frame {
         let location = Some(Location {

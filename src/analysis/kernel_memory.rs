@@ -1,8 +1,8 @@
 //! Whose memory the kernel's allocations are, told from the functions that made them (design: counted once).
 //! The slab allocator takes pages and blocks for itself, which must not count beside the objects in them.
 
-use crate::report::Frame;
-use crate::snapshot::Class;
+use crate::model::report::Frame;
+use crate::model::snapshot::Class;
 
 /// Where an allocation belongs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ fn starts_with(name: &str, prefixes: &[&str]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Function;
+    use crate::model::report::Function;
 
     fn stack(names: &str) -> Vec<Frame> {
         let frame = |name: &str| Frame {

@@ -13,4 +13,4 @@ pub mod select;
 pub mod suppress;
 pub mod trend;
 
-pub use rank::{Limits, rank};
+pub use rank::{Limits, SortKey, rank};

@@ -4,8 +4,18 @@
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
-use crate::cli::SortKey;
-use crate::snapshot::{Allocation, Snapshot, StackId, Usage};
+use clap::ValueEnum;
+
+use crate::model::snapshot::{Allocation, Snapshot, StackId, Usage};
+
+/// What ranks the stacks of a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SortKey {
+    /// outstanding bytes
+    Size,
+    /// outstanding allocations
+    Count,
+}
 
 /// A block, with the process that owns it and the stack that allocated it.
 pub type Listed = (u32, StackId, Allocation);
@@ -110,7 +120,7 @@ fn compare(one: &Usage, other: &Usage, sort: SortKey) -> Ordering {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::Class;
+    use crate::model::snapshot::Class;
 
     fn usage(stack: u64, bytes: u64, count: u64) -> Usage {
         Usage {

@@ -3,7 +3,7 @@
 
 use wildmatch::WildMatch;
 
-use crate::report::Frame;
+use crate::model::report::Frame;
 
 /// What `kmalloc` allocates from, whichever of its caches that is.
 pub const KMALLOC: &str = "kmalloc";
@@ -61,7 +61,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::report::{Function, Module};
+    use crate::model::report::{Function, Module};
 
     fn frame(function: &str, module: &str) -> Frame {
         Frame {

@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use crate::report::{Frame, Function};
+use crate::model::report::{Frame, Function};
 
 /// The rules of a suppression file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -136,7 +136,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::report::{Location, Module};
+    use crate::model::report::{Location, Module};
 
     #[test]
     fn patterns_match_as_leak_sanitizer_does() {

@@ -1,6 +1,7 @@
 //! The one way to files that others control: found inside a root, regular, of bounded size, opened without waiting.
 //! What is in them is read elsewhere; text that the kernel makes (/proc, /sys) needs none of this.
 
+pub mod proc;
 mod resolve;
 
 use std::fs::File;
@@ -12,8 +13,6 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, stat};
 
 use resolve::Follow;
-
-use crate::process::proc;
 
 /// Bytes of an object or of debug information that are worth opening at the most.
 pub const MOST_OBJECT_BYTES: u64 = 16 << 30;

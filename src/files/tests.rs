@@ -1,3 +1,6 @@
+//! That names are found as they should be, and that nothing else opens files of others.
+//! The files of the tests are made by them.
+
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, symlink};
 use std::process::Command;
@@ -179,7 +182,7 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("session/outputs.rs", "/proc"),
     ("symbolize/kernel.rs", "/proc"),
     (
-        "symbolize/places.rs",
+        "debuginfo/places.rs",
         "reads descriptors that it was given, without rights",
     ),
     ("symbolize/separate.rs", "/proc"),
@@ -194,7 +197,6 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ),
     ("process/mappings.rs", "/proc"),
     ("process/memory.rs", "/proc"),
-    ("process/proc.rs", "/proc"),
     ("process/handle.rs", "/proc"),
     ("process/vdso.rs", "/proc"),
     ("tracer/kernel.rs", "/sys and memleak's own namespace"),

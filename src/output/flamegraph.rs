@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use inferno::flamegraph::{self, Options};
 
 use super::folded;
-use crate::report::Report;
+use crate::model::report::Report;
 use crate::visible;
 
 /// Draws the report's stacks by their bytes.

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use crate::report::{Entry, Frame, Report};
+use crate::model::report::{Entry, Frame, Report};
 use crate::visible;
 
 /// Writes the report's stacks, sorted; equal ones (of several classes) are summed. Where there can be several

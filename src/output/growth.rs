@@ -5,8 +5,8 @@ use std::io::{self, Write};
 
 use super::units;
 use crate::analysis::findings::Finding;
-use crate::recording::model::Limit;
-use crate::report::{Frame, Function};
+use crate::model::report::{Frame, Function};
+use crate::model::run::Limit;
 use crate::visible;
 
 /// Functions of a stack that its line names.

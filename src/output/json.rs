@@ -11,10 +11,10 @@ use crate::analysis::findings::{Finding, Findings, Hidden};
 use crate::analysis::gate::Tripped;
 use crate::analysis::growth::Growth;
 use crate::analysis::identity::{self, Precision};
-use crate::losses::Losses;
-use crate::recording::model::Header;
-use crate::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry};
-use crate::snapshot::{Allocation, Turnover, WallTime};
+use crate::model::losses::Losses;
+use crate::model::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry};
+use crate::model::run::Header;
+use crate::model::snapshot::{Allocation, Turnover, WallTime};
 use crate::visible::{Spelling, Visible};
 
 /// What the document's `format` says.

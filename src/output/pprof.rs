@@ -11,8 +11,8 @@ use std::sync::Arc;
 use flate2::{Compression, GzBuilder};
 use prost::Message;
 
-use crate::report::{Entry, Frame, Function, Module, Report};
-use crate::snapshot::Turnover;
+use crate::model::report::{Entry, Frame, Function, Module, Report};
+use crate::model::snapshot::Turnover;
 use proto::{Label, Line, Location, Mapping, Profile, Sample, ValueType};
 
 /// Bytes of a page: mappings are said to end on one.

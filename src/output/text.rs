@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use super::units;
-use crate::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry, Report};
+use crate::model::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry, Report};
 use crate::visible;
 
 /// Processes that are listed of those that have ended and left nothing.
@@ -183,8 +183,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::report::{Location, Module};
-    use crate::snapshot::{Allocation, Class, WallTime};
+    use crate::model::report::{Location, Module};
+    use crate::model::snapshot::{Allocation, Class, WallTime};
 
     fn function(name: &str, place: Option<(&str, u32)>) -> Function {
         Function {

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 
-use crate::trace::Call;
+use crate::model::call::Call;
 use crate::visible;
 
 /// Writes a call: time since boot in seconds, process and thread, thread's name, function, and what it was

@@ -1,6 +1,6 @@
 //! What a report could not see, in one line: what happened, how often, and which option helps.
 
-use crate::losses::Losses;
+use crate::model::losses::Losses;
 
 /// The warning for what has been lost; none when the figures are complete.
 pub fn warning(losses: &Losses) -> Option<String> {

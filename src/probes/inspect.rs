@@ -8,7 +8,7 @@ use super::internals::MOST_PIECES;
 use super::symbols::Symbols;
 use super::table::Signature;
 use super::{OwnFunction, Plan, Probe, ProbeAt, Search, plan, plan_own};
-use crate::reader::limits;
+use crate::limits;
 
 /// More functions than the table has, and than anybody names.
 const MOST_PROBES: usize = 1 << 16;

@@ -1,14 +1,11 @@
 //! Which functions are probed and where: rows of a table, the functions of an ELF object, the instruction in each.
 //! No BPF, and nothing about what a probe does once it is hit.
 
-mod discover;
 mod families;
 mod inspect;
 mod internals;
-mod linker;
 mod live;
 mod own;
-mod own_traces;
 pub mod site;
 pub mod symbols;
 mod table;
@@ -19,13 +16,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-pub use discover::{Candidate, ObjectPlan, Wanted, discover, go_program};
 pub use families::LIBC;
 pub use inspect::{Inspection, Question, inspect};
-pub use linker::debug_hook;
 pub use live::is_patched;
 pub use own::OwnFunction;
-pub use own_traces::takes_stacks;
 pub use table::{Operation, Signature};
 
 use families::{Member, mapping_members, members};
@@ -105,13 +99,13 @@ impl Plan {
     }
 
     /// Probes what otherwise would be left to another allocator, for there is none.
-    fn resort(&mut self) {
+    pub fn resort(&mut self) {
         self.probes.append(&mut self.last_resort);
         self.probes.sort_by_key(|probe| probe.function_offset);
     }
 
     /// Probes a function as the user says, whatever else it is known as.
-    fn add(&mut self, probe: Probe) {
+    pub fn add(&mut self, probe: Probe) {
         self.probes
             .retain(|known| known.function_offset != probe.function_offset);
         self.probes.push(probe);

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ops::Range;
 
-use crate::reader::limits;
+use crate::limits;
 use crate::unwind::function_starts;
 
 type Header = FileHeader64<Endianness>;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 
 use super::handle::running;
-use super::proc;
+use crate::files::proc;
 
 /// Where cgroups are mounted.
 const MOUNTS: &str = "/proc/self/mountinfo";

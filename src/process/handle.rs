@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
-use super::proc;
+use crate::files::proc;
 
 /// What the kernel's own threads have among their flags, from its `sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;

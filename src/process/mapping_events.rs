@@ -12,7 +12,7 @@ use perf_event::{Builder, Clock, SampleFlag, Sampler};
 
 use super::events::{Event, What};
 use super::mappings::MappingRecord;
-use super::proc;
+use crate::files::proc;
 
 /// Bytes of ring buffer per CPU, for one process and at the least: about a thousand announcements, of which each exec makes
 /// a few.

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use super::{proc, vdso};
+use super::vdso;
+use crate::files::proc;
 use crate::files::{MOST_OBJECT_BYTES, Opened, Root, open_mapped};
 
 /// A file that holds code, kept open so that its name may go.

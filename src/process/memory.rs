@@ -6,8 +6,8 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
 
-use super::proc;
-use crate::recording::model::{Headroom, Limit};
+use crate::files::proc;
+use crate::model::run::{Headroom, Limit};
 
 /// The resident memory of a process in bytes; `None` when it has ended.
 pub fn resident_bytes(pid: u32) -> Option<u64> {

@@ -11,7 +11,6 @@ mod mapping_events;
 mod mappings;
 pub mod memory;
 mod names;
-pub mod proc;
 pub mod translators;
 mod user;
 mod vdso;

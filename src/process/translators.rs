@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 
 use super::handle::running as running_processes;
-use super::proc;
+use crate::files::proc;
 
 /// Valgrind's tools run as `memcheck-amd64-linux`.
 const VALGRIND_TOOLS: [&str; 11] = [

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::proc;
+use crate::files::proc;
 
 /// How it is called where mappings are listed.
 pub const NAME: &str = "[vdso]";

@@ -9,10 +9,10 @@ use clap::Args;
 
 use super::{OutputArguments, Published, Publisher, file};
 use crate::analysis::findings::Filter;
+use crate::model::report::{ListedAllocation, Report};
+use crate::model::run::Header;
 use crate::recording::collect::{Collector, Moment};
-use crate::recording::model::Header;
 use crate::recording::write::Writer;
-use crate::report::{ListedAllocation, Report};
 
 /// Snapshots that a run without end keeps for its outputs; there the older ones are thinned out.
 const MOST_SNAPSHOTS: usize = 1024;
@@ -148,9 +148,9 @@ impl LiveRun {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::report::{Entry, Frame, Function};
+    use crate::model::snapshot::Class;
     use crate::recording::load::load;
-    use crate::report::{Entry, Frame, Function};
-    use crate::snapshot::Class;
 
     fn report(bytes: u64) -> Report {
         let function = Some(Function {

@@ -20,10 +20,10 @@ use crate::analysis::gate::{self, Tripped};
 use crate::analysis::growth;
 use crate::analysis::identity::Precision;
 use crate::analysis::suppress::Suppressions;
+use crate::model::report::Entry;
+use crate::model::run::{Reason, Recording};
 use crate::output::{flamegraph, folded, html, json, pprof};
 use crate::recording::load;
-use crate::recording::model::{Reason, Recording};
-use crate::report::Entry;
 
 /// What to do with a finished run.
 #[derive(Debug)]

@@ -15,9 +15,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::wire::{Answer, Request};
-use super::{FileKey, limits, sandbox, wire};
-use crate::symbolize::{self, Namer};
-use crate::{probes, unwind};
+use super::{FileKey, sandbox, wire};
+use crate::debuginfo::{self, Namer};
+use crate::limits;
+use crate::probes;
+use crate::unwind;
 
 /// Reads what it is asked to, with the socket as standard input.
 pub fn run() -> ExitCode {
@@ -88,12 +90,12 @@ impl Reader {
     fn answer(&mut self, request: Request, files: Vec<OwnedFd>) -> Option<Answer> {
         Some(match request {
             Request::Facts => {
-                Answer::Facts(map(&files, 0).and_then(|data| symbolize::facts(&data)))
+                Answer::Facts(map(&files, 0).and_then(|data| debuginfo::facts(&data)))
             }
             Request::Checksum => Answer::Checksum(
                 files
                     .first()
-                    .and_then(|file| symbolize::checksum(file).ok()),
+                    .and_then(|file| debuginfo::checksum(file).ok()),
             ),
             Request::Table => Answer::Table(match map(&files, 0) {
                 Some(data) => unwind::build(&*data).map_err(|error| error.to_string()),

@@ -2,7 +2,6 @@
 //! What files say is understood elsewhere; what reading one may cost is told in `limits`.
 
 mod child;
-pub mod limits;
 mod pool;
 #[cfg_attr(test, allow(dead_code))] // unit tests would lock themselves in
 mod sandbox;
@@ -14,8 +13,9 @@ use std::process::ExitCode;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use crate::debuginfo::{Facts, NamedPlace, Places};
+use crate::limits;
 use crate::probes::{Inspection, Question};
-use crate::symbolize::{Facts, NamedPlace, Places};
 use crate::unwind::Table;
 use pool::{Job, Pool};
 use wire::{Answer, Request};

@@ -15,7 +15,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::wire::{Answer, Incoming, Request};
-use super::{FileKey, limits, wire};
+use super::{FileKey, wire};
+use crate::limits;
 use crate::stderr::say;
 
 /// How often a reader at work is looked at.

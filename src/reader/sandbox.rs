@@ -21,7 +21,7 @@ use seccompiler::{
     SeccompRule,
 };
 
-use super::limits;
+use crate::limits;
 
 /// The user and group without rights, as the kernel numbers them where it has to show one that it does not know.
 const NOBODY: u32 = 65534;

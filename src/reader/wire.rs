@@ -14,9 +14,9 @@ use rustix::net::{
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use super::limits;
+use crate::debuginfo::{Facts, NamedPlace, Places};
+use crate::limits;
 use crate::probes::{Inspection, Question};
-use crate::symbolize::{Facts, NamedPlace, Places};
 use crate::unwind;
 
 /// What is to be found out about the files that go with it. The first is the one that it is about.

@@ -4,9 +4,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::model::{Figure, Header, Headroom, Reason, Recording, SnapshotRecord, StackRecord};
-use crate::report::{Entry, Frame, Report};
-use crate::snapshot::{Class, Turnover};
+use crate::model::report::{Entry, Frame, Report};
+use crate::model::run::{Figure, Header, Headroom, Reason, Recording, SnapshotRecord, StackRecord};
+use crate::model::snapshot::{Class, Turnover};
 
 /// What a report does not tell about its moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

@@ -2,8 +2,8 @@
 //! Its newer form equals our own text output: see `import_text`.
 
 use super::log::{self, LogBuilder, Top};
-use super::model::Source;
-use crate::report::Frame;
+use crate::model::report::Frame;
+use crate::model::run::Source;
 
 /// A log of this form.
 pub fn builder() -> LogBuilder {

@@ -2,8 +2,8 @@
 //! Logs in BCC's form are `import_text`'s and `import_bcc`'s.
 
 use super::log::{self, LogBuilder, Symbol, Top};
-use super::model::Source;
-use crate::report::Frame;
+use crate::model::report::Frame;
+use crate::model::run::Source;
 
 /// Whether a line is a frame of this form: "\t0 \[<000055dde4ed4181>\] main+0x6d allocs.c:12".
 pub fn is_frame(line: &str) -> bool {

@@ -2,8 +2,8 @@
 //! The older form, without addresses, is `import_bcc`'s.
 
 use super::log::{self, LogBuilder, Top};
-use super::model::Source;
-use crate::report::{Frame, Location};
+use crate::model::report::{Frame, Location};
+use crate::model::run::Source;
 
 /// Whether a line is a frame of this form: "\t\t0x000055dde4ed4181\tmain+0x6d \[allocs\]".
 pub fn is_frame(line: &str) -> bool {

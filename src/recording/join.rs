@@ -2,7 +2,7 @@
 //! Stacks that are the same keep one number.
 
 use super::collect::Collector;
-use super::model::{Recording, SnapshotRecord};
+use crate::model::run::{Recording, SnapshotRecord};
 
 /// One recording of all parts; the first one's header stands for all. `None` when there are no parts.
 pub fn join(parts: Vec<Recording>) -> Option<Recording> {
@@ -87,8 +87,8 @@ fn renumber(snapshot: &mut SnapshotRecord, numbers: &[u32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::run::Source;
     use crate::recording::load::read_any;
-    use crate::recording::model::Source;
 
     fn log(second: u32, name: &str, bytes: u64) -> Recording {
         let text = format!(

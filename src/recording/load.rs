@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use super::log::LogBuilder;
 use super::read::{self, Loaded};
 use super::{import_bcc, import_libbpf_tools, import_text, log};
-use crate::report::Frame;
+use crate::model::report::Frame;
 
 /// Reads the file at `path`; `-` is the standard input.
 ///

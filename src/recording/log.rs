@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::collect::Collector;
-use super::model::{Figure, Header, Recording, SnapshotRecord, Source, Target, TargetKind};
-use crate::report::{Entry, Frame, Function, Location, Module};
-use crate::snapshot::{Class, WallTime};
+use crate::model::report::{Entry, Frame, Function, Location, Module};
+use crate::model::run::{Figure, Header, Recording, SnapshotRecord, Source, Target, TargetKind};
+use crate::model::snapshot::{Class, WallTime};
 
 const DAY_S: i64 = 86_400;
 

@@ -8,8 +8,6 @@ mod import_text;
 pub mod join;
 pub mod load;
 mod log;
-pub mod model;
 pub mod read;
-pub mod resolve;
 mod wire;
 pub mod write;

@@ -7,13 +7,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::model::{
+use super::wire;
+use crate::model::report::{Frame, Function, Location, Module};
+use crate::model::run::{
     Figure, Header, Headroom, Host, Limit, Reason, Recording, SnapshotRecord, Source, StackRecord,
     Target, TargetKind,
 };
-use super::wire;
-use crate::report::{Frame, Function, Location, Module};
-use crate::snapshot::{Class, Turnover, WallTime};
+use crate::model::snapshot::{Class, Turnover, WallTime};
 
 /// A recording and what a user should know about the file it came from.
 #[derive(Debug)]

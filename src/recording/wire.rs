@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::losses::Losses;
+use crate::model::losses::Losses;
 
 /// What the first line's `format` says.
 pub const FORMAT: &str = "memleak-recording";

@@ -6,10 +6,10 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::model::{Header, Recording, SnapshotRecord, StackRecord};
 use super::wire::{self, Hex, Line};
-use crate::report::{Frame, Function, Location, Module};
-use crate::snapshot::WallTime;
+use crate::model::report::{Frame, Function, Location, Module};
+use crate::model::run::{Header, Recording, SnapshotRecord, StackRecord};
+use crate::model::snapshot::WallTime;
 use crate::visible::{Spelling, Visible};
 
 /// A recording file in the making.

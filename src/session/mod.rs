@@ -27,11 +27,12 @@ use std::time::Duration;
 use anyhow::Result;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::options::{Options, Sampling, TargetOption};
+use crate::model::capture::Sampling;
+use crate::model::run::Reason;
+use crate::model::snapshot::WallTime;
+use crate::options::{Options, TargetOption};
 use crate::process::{MappingEvents, Mappings, memory};
 use crate::reader;
-use crate::recording::model::Reason;
-use crate::snapshot::WallTime;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
 use crate::tracer::{self, Config, ProcessFilter, Single, Storage, Tracer};

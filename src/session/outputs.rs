@@ -7,17 +7,18 @@ use std::fs;
 use anyhow::Result;
 
 use crate::analysis::Limits;
+use crate::analysis::SortKey;
 use crate::analysis::findings::Finding;
 use crate::analysis::growth::Growth;
 use crate::analysis::history::{History, Key};
-use crate::cli::SortKey;
+use crate::files::proc;
+use crate::model::report::{Entry, ProcessEntry, Report};
+use crate::model::run::{Header, Headroom, Host, Limit, Reason, Source, Target, TargetKind};
+use crate::model::snapshot::{Snapshot, WallTime};
 use crate::options::{Choice, Options, TargetOption};
-use crate::process::{memory, proc};
+use crate::process::memory;
 use crate::publish::LiveRun;
 use crate::recording::collect::Moment;
-use crate::recording::model::{Header, Headroom, Host, Limit, Reason, Source, Target, TargetKind};
-use crate::report::{Entry, ProcessEntry, Report};
-use crate::snapshot::{Snapshot, WallTime};
 use crate::stderr::say;
 
 /// The first report that ends with the growing stacks: it takes three points to see a rise that goes on.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use super::wait::monotonic;
-use crate::process::{Mappings, proc};
+use crate::files::proc;
+use crate::process::Mappings;
 use crate::tracer::{Activity, RunTime, Statistics, Tracer, TrapCost};
 
 /// How long the kernel's statistics are on, unless they are wanted throughout: they cost some time at

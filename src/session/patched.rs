@@ -4,8 +4,9 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
+use crate::discovery::ObjectPlan;
 use crate::files::{self, MOST_OBJECT_BYTES};
-use crate::probes::{ObjectPlan, Probe, is_patched};
+use crate::probes::{Probe, is_patched};
 use crate::process::{Mappings, maps_file_at, memory_of, name};
 use crate::stderr::say;
 

@@ -9,9 +9,10 @@ use anyhow::Result;
 
 use super::patched;
 
+use crate::discovery::{Candidate, ObjectPlan, Wanted, discover};
 use crate::files::{Opened, identity};
 use crate::options::Options;
-use crate::probes::{Candidate, ObjectPlan, OwnFunction, Search, Wanted, discover};
+use crate::probes::{OwnFunction, Search};
 use crate::process::{Mappings, ObjectFile};
 use crate::stderr::say;
 use crate::symbolize::{Reach, Symbolizer};

@@ -7,8 +7,8 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::wait::monotonic;
+use crate::model::report::ProcessEntry;
 use crate::process::{Event, MappingRecord, Mappings, Process, What, name};
-use crate::report::ProcessEntry;
 use crate::symbolize::Symbolizer;
 use crate::tracer::Tracer;
 

@@ -13,13 +13,13 @@ use super::outputs::{Occasion, Outputs};
 use crate::analysis::findings::Finding;
 use crate::analysis::history::Key;
 use crate::analysis::rank;
-use crate::losses::Losses;
+use crate::model::call::Call;
+use crate::model::losses::Losses;
+use crate::model::report::{Entry, Frame, ListedAllocation, ProcessEntry, Report};
+use crate::model::snapshot::{Snapshot, StackId, Usage};
 use crate::options::Reporting;
 use crate::output::{growth, warning, write_call, write_text};
-use crate::report::{Entry, Frame, ListedAllocation, ProcessEntry, Report};
-use crate::snapshot::{Snapshot, StackId, Usage};
 use crate::stderr::say;
-use crate::trace::Call;
 use crate::tracer::Filter;
 use crate::visible::{self, Spelling, Visible};
 

@@ -10,7 +10,7 @@ use anyhow::{Result, bail};
 use rustix::thread::{SecureComputingMode, set_secure_computing_mode};
 
 use super::overhead;
-use crate::probes::{Candidate, ObjectPlan, go_program, takes_stacks};
+use crate::discovery::{Candidate, ObjectPlan, go_program, takes_stacks};
 use crate::process::Process;
 use crate::stderr::say;
 use crate::tracer::{Attachment, Tracer};

@@ -10,8 +10,8 @@ use rustix::process::Signal;
 use super::interrupts::Interrupts;
 use super::probing;
 use super::wait::{self, Wake};
+use crate::discovery::Candidate;
 use crate::options::{Options, TargetOption};
-use crate::probes::Candidate;
 use crate::process::{
     self, Ending, HeldCommand, Mappings, Process, User, is_kernel_thread, name, objects_of_command,
 };

@@ -7,9 +7,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::discovery::{Candidate, debug_hook};
 use crate::files;
-use crate::losses::CutStacks;
-use crate::probes::{Candidate, debug_hook};
+use crate::model::losses::CutStacks;
 use crate::process::{Mapping, Mappings, Process};
 use crate::stderr::say;
 use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};

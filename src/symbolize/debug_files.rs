@@ -8,11 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
-use super::facts::Segment;
-use super::places::Places;
+use super::resolve::{Place, Resolver};
+use crate::debuginfo::{Places, Segment};
 use crate::files::{self, MOST_OBJECT_BYTES, Opened};
 use crate::reader;
-use crate::recording::resolve::{Place, Resolver};
 
 /// Folders within folders that are looked into.
 const DEEPEST: usize = 32;
@@ -151,7 +150,7 @@ int main(int argc, char **argv) { (void)argv; return outer(argc); }
             .unwrap()
             .address();
         // Where offsets and addresses differ, this would have to be the offset.
-        let segments = super::super::facts::segments(&data).unwrap();
+        let segments = crate::debuginfo::segments(&data).unwrap();
         assert_eq!(
             segments
                 .iter()

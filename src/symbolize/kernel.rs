@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
-use crate::process::proc;
-use crate::report::{Frame, Function, Module};
+use crate::files::proc;
+use crate::model::report::{Frame, Function, Module};
 
 const SYMBOLS: &str = "/proc/kallsyms";
 const MODULES: &str = "/proc/modules";

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use super::separate::Folders;
+use crate::files::proc;
 use crate::files::{Opened, owners};
-use crate::process::proc;
 
 /// Bytes of a map that are read at the most.
 const MOST_BYTES: u64 = 64 << 20;

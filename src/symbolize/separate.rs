@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::facts::Facts;
+use crate::debuginfo::Facts;
+use crate::files::proc;
 use crate::files::{MOST_OBJECT_BYTES, Opened, Root, owners};
-use crate::process::proc;
 use crate::reader;
 
 /// The folder for debug information that distributions agree on.

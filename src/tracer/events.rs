@@ -13,8 +13,8 @@ use libbpf_rs::{MapCore, RingBuffer, RingBufferBuilder};
 use super::deferred::DeferredWalk;
 use super::ranges::{Ranges, Span};
 use super::skel::types;
+use crate::model::call::Call;
 use crate::process::{Event, What};
-use crate::trace::Call;
 
 /// Walks that are kept until somebody takes them: some 100 MiB. What comes while tables of large programs are built.
 const MOST_WALKS: usize = 8192;

@@ -8,8 +8,9 @@ use libbpf_rs::{MapCore as _, MapFlags};
 
 use super::skel::types;
 use super::{Attachment, Tracer, owner, unwind_tables};
+use crate::discovery::ObjectPlan;
 use crate::files;
-use crate::probes::{LIBC, ObjectPlan, Operation, Probe};
+use crate::probes::{LIBC, Operation, Probe};
 
 impl Tracer<'_> {
     /// Whether what is to be probed in an object is in the table already: another process maps it.

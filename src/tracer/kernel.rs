@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use libbpf_rs::btf::{Btf, types};
 use rustix::thread::{CapabilitySet, capabilities};
 
-use crate::process::proc;
+use crate::files::proc;
 
 /// Inode of the initial pid namespace: the kernel's PROC_PID_INIT_INO.
 const INITIAL_PID_NAMESPACE: u64 = 0xEFFF_FFFC;

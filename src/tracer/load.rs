@@ -10,7 +10,7 @@ use libbpf_rs::{OpenObject, PrintLevel};
 use super::kernel::{self, Attachment, Features};
 use super::skel::{MemleakSkel, MemleakSkelBuilder, OpenMemleakSkel, types};
 use super::{Config, attach, kernel_events, processes, sampling};
-use crate::options::{Sampling, Unwind};
+use crate::model::capture::{Sampling, Unwind};
 use crate::stderr;
 
 /// Bytes of the ring of calls, when they are traced.

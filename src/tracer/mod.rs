@@ -50,11 +50,12 @@ pub use processes::ProcessFilter;
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
+use crate::discovery::ObjectPlan;
 use crate::files;
-use crate::options::{Sampling, Unwind};
-use crate::probes::{ObjectPlan, Probe};
+use crate::model::capture::{Sampling, Unwind};
+use crate::model::snapshot::StackId;
+use crate::probes::Probe;
 use crate::process::Event;
-use crate::snapshot::StackId;
 use attach::ObjectProbes;
 use events::Events;
 use guard::Guard;

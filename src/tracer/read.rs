@@ -10,11 +10,11 @@ use super::sampling::Weight;
 use super::skel::{self, types};
 use super::usage::{self, Filter};
 use super::{Tracer, batch, kernel_events};
-use crate::losses::{CutStacks, Losses};
-use crate::options::Sampling;
+use crate::model::call::Call;
+use crate::model::capture::Sampling;
+use crate::model::losses::{CutStacks, Losses};
+use crate::model::snapshot::{Snapshot, Stack, StackId};
 use crate::probes::Probe;
-use crate::snapshot::{Snapshot, Stack, StackId};
-use crate::trace::Call;
 
 impl Tracer<'_> {
     /// What is outstanding. `now_ns` is the time of the snapshot on CLOCK_MONOTONIC: blocks that are

@@ -1,7 +1,7 @@
 //! The arithmetic of sampling, both ways: the constants that the programs sample with, and what a recorded
 //! allocation stands for. Pure.
 
-use crate::options::Sampling;
+use crate::model::capture::Sampling;
 
 /// What a recorded allocation stands for.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -13,7 +13,7 @@ use super::deferred::FinishedStacks;
 use super::ranges::Ranges;
 use super::sampling::Weight;
 use super::skel::types;
-use crate::snapshot::{Allocation, Class, StackId, Usage};
+use crate::model::snapshot::{Allocation, Class, StackId, Usage};
 
 /// Passes over the totals to wait for programs that were under way when the epoch moved on. One is nearly
 /// always enough: a program runs for about a microsecond.

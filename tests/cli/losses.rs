@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use memleak::losses::KINDS;
+use memleak::model::losses::KINDS;
 use serde_json::{Value, json};
 
 /// The losses of a run in which each kind happened, a different number of times.

@@ -6,5 +6,6 @@ mod support;
 
 mod formats;
 mod harness;
+mod house;
 mod losses;
 mod usage;

@@ -1,8 +1,8 @@
 //! Verdicts on series with known answers, and on 50 seeded variants of what services do with memory.
 
 use super::*;
-use crate::recording::model::{Figure, Header, Headroom, Limit, StackRecord};
-use crate::snapshot::Class;
+use crate::model::run::{Figure, Header, Headroom, Limit, StackRecord};
+use crate::model::snapshot::Class;
 
 const MIB: f64 = 1048576.0;
 

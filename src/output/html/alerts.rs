@@ -8,7 +8,7 @@ use super::markup::{escape, name_of, path_of};
 use super::run::last_losses;
 use super::{Page, growing, words};
 use crate::analysis::growth::{StackGrowth, Verdict};
-use crate::recording::model::Recording;
+use crate::model::run::Recording;
 
 /// Alerts that are spelled out; further ones are counted.
 const MOST_ALERTS: usize = 12;

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::report::{Frame, Function, Location, Module};
+use crate::model::report::{Frame, Function, Location, Module};
 use crate::visible::is_hidden;
 
 /// Longest name that the page carries, in characters; generated C++ names can fill megabytes.

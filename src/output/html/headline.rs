@@ -7,7 +7,7 @@ use super::markup::{code, escape, name_of, seconds, target};
 use super::run::{last_losses, lost};
 use super::{Page, growing, words};
 use crate::analysis::growth::{StackGrowth, Verdict};
-use crate::recording::model::{Limit, Recording, SnapshotRecord};
+use crate::model::run::{Limit, Recording, SnapshotRecord};
 
 /// How bad it is; decides the colour of the headline.
 #[derive(Clone, Copy)]

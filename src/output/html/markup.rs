@@ -2,7 +2,7 @@
 //! All text from outside passes through `escape`. The parts themselves are in `headline`, `alerts` and `run`.
 
 use super::calls::{Call, blame, calls, visible};
-use crate::recording::model::{Recording, StackRecord, TargetKind};
+use crate::model::run::{Recording, StackRecord, TargetKind};
 
 /// Text as HTML shows it, safe in elements and in quoted attributes.
 pub fn escape(text: &str) -> String {

@@ -12,8 +12,8 @@ use super::intern::{CallEntry, ModuleEntry, Tables};
 use super::select::{Chosen, Selection, peaks, select};
 use super::thin::{Buckets, Lane};
 use crate::analysis::growth::{Growth, Verdict};
-use crate::recording::model::{Reason, Recording};
-use crate::snapshot::WallTime;
+use crate::model::run::{Reason, Recording};
+use crate::model::snapshot::WallTime;
 
 /// Points of a line in the charts.
 const CHART_POINTS: usize = 800;

@@ -7,9 +7,9 @@ use std::fmt::Write as _;
 use super::intern::hex;
 use super::markup::{code, escape, name_of, path_of, seconds, target};
 use super::words;
-use crate::losses::Losses;
-use crate::recording::model::{Recording, Source};
-use crate::report::Module;
+use crate::model::losses::Losses;
+use crate::model::report::Module;
+use crate::model::run::{Recording, Source};
 
 /// Rows of the table that stands in where scripts do not run.
 const MOST_PLAIN_ROWS: usize = 20;

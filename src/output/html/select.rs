@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::Page;
 use super::calls::{Call, calls};
 use super::intern::Tables;
-use crate::recording::model::{Figure, Recording, StackRecord};
-use crate::snapshot::Turnover;
+use crate::model::run::{Figure, Recording, StackRecord};
+use crate::model::snapshot::Turnover;
 
 /// Lines in the charts beside the total.
 const MOST_LINES: usize = 10;

@@ -4,7 +4,7 @@
 use super::samples::{self, HOSTILE, HOSTILE_SHOWN};
 use super::*;
 use crate::analysis::growth::{Verdict, analyze};
-use crate::losses::Losses;
+use crate::model::losses::Losses;
 use crate::recording::read::read;
 
 /// A recording and what the analysis says of it.

@@ -1,7 +1,7 @@
 //! Every form of log is told from the others and read to the figure.
 
 use super::*;
-use crate::recording::model::{Source, TargetKind};
+use crate::model::run::{Source, TargetKind};
 
 fn load(text: &str) -> Loaded {
     read_any(text.as_bytes()).unwrap()
@@ -33,8 +33,8 @@ fn summary(loaded: &Loaded) -> Vec<(u64, Vec<Held>)> {
             frame.address, frame.function_offset
         ))
     };
-    let figures = |snapshot: &crate::recording::model::SnapshotRecord| {
-        let figure = |f: &crate::recording::model::Figure| {
+    let figures = |snapshot: &crate::model::run::SnapshotRecord| {
+        let figure = |f: &crate::model::run::Figure| {
             (f.bytes, f.count, innermost(f.stack).unwrap_or_default())
         };
         snapshot.figures.iter().map(figure).collect()
@@ -152,7 +152,7 @@ fn our_inlined_frames_estimates_and_lost_stacks_are_read() {
     assert_eq!(frames(0), None);
     let frames = frames(1).unwrap();
     assert_eq!(frames.len(), 2);
-    let place = |function: &crate::report::Function| {
+    let place = |function: &crate::model::report::Function| {
         let location = function.location.clone().unwrap();
         (function.name.clone(), location.file, location.line)
     };

@@ -1,7 +1,7 @@
 //! What is written is read back, and what is damaged is read as far as it is whole.
 
 use super::*;
-use crate::losses::Losses;
+use crate::model::losses::Losses;
 use crate::recording::write::Writer;
 
 fn module() -> Arc<Module> {

@@ -6,7 +6,7 @@ use std::fmt::{self, Write};
 
 use cpp_demangle::{DemangleOptions, Symbol};
 
-use crate::reader::limits;
+use crate::limits;
 
 /// What mangled names of C++ begin with. Without it, `f` would be a `float`.
 const MANGLED: [&str; 3] = ["_Z", "__Z", "_GLOBAL_"];

@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use super::Candidate;
-use super::inspect::Question;
 use crate::files::{self, MOST_OBJECT_BYTES};
+use crate::probes::Question;
 use crate::reader;
 
 /// Functions that tell what an object brings, and what people call that.

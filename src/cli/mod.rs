@@ -1,12 +1,16 @@
 //! The command line: clap's arguments and the help text. No logic and no checks across arguments; those
 //! are in `options`.
 
+mod report;
+
+pub use report::ReportArguments;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
-use crate::offline::ReportArguments;
+use crate::analysis::SortKey;
 use crate::publish::{LiveArguments, NamingArguments};
 
 const AFTER_HELP: &str = "\
@@ -317,13 +321,4 @@ pub enum UnwindChoice {
     Dwarf,
     /// frame pointers only
     Fp,
-}
-
-/// What `--sort` ranks by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SortKey {
-    /// outstanding bytes
-    Size,
-    /// outstanding allocations
-    Count,
 }

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::demangle::{bounded_bytes, demangle};
 use super::facts::{Segment, segments};
-use crate::reader::limits;
+use crate::limits;
 
 /// Places to be looked up in an object, and how.
 #[derive(Clone, Debug, Serialize, Deserialize)]

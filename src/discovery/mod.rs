@@ -1,14 +1,19 @@
 //! Which of the target's objects hold the allocator, and the functions to probe in each.
 //! Reads object files; knows nothing of processes or of how probes are attached.
 
+mod linker;
+mod own_traces;
+
+pub use linker::debug_hook;
+pub use own_traces::takes_stacks;
+
 use std::collections::HashSet;
 use std::fs;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use super::inspect::{Inspection, Question};
-use super::{OwnFunction, Plan, Probe, Search};
 use crate::files::{self, MOST_OBJECT_BYTES, Opened};
+use crate::probes::{Inspection, OwnFunction, Plan, Probe, Question, Search};
 use crate::reader;
 use anyhow::{Context as _, Result, anyhow, bail};
 
@@ -295,8 +300,8 @@ fn named_object(object: &Path, candidates: &[Candidate]) -> Candidate {
 
 #[cfg(test)]
 mod tests {
-    use super::super::ProbeAt;
     use super::*;
+    use crate::probes::ProbeAt;
 
     fn candidate(path: &str) -> Candidate {
         Candidate {

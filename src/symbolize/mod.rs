@@ -2,11 +2,9 @@
 //! Each place in a file is looked up once, however often reports show it.
 
 mod debug_files;
-mod demangle;
-mod facts;
 mod kernel;
 mod perf_map;
-mod places;
+pub mod resolve;
 mod separate;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -20,27 +18,33 @@ use std::sync::Arc;
 use anyhow::Result;
 
 pub use debug_files::DebugFiles;
-pub use facts::{Facts, checksum, facts};
 pub use kernel::KernelSymbols;
-pub use places::{NamedPlace, Namer, Places};
 
+use crate::debuginfo::{Named, NamedPlace, Places};
 use perf_map::PerfMap;
-use places::Named;
 pub use separate::Reach;
 use separate::{Folders, RootId};
 
 use crate::files::{self, MOST_OBJECT_BYTES, Opened};
-use crate::options::Naming;
+use crate::model::report::{Frame, Function, Location, Module};
+use crate::model::snapshot::Stack;
 use crate::process::{Mapping, Mappings, ObjectFile};
 use crate::reader;
-use crate::report::{Frame, Function, Location, Module};
-use crate::snapshot::Stack;
 
 /// Places that are looked up with one request.
 const MOST_PLACES: usize = 256;
 
 /// The module of code that a process has generated.
 const GENERATED: &str = "[jit]";
+
+/// How frames get their names.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Naming {
+    /// Whether inlined functions are left out.
+    pub no_inlines: bool,
+    /// Folders with debug information, besides those that are always looked into.
+    pub debug_dirs: Vec<PathBuf>,
+}
 
 /// Resolves the addresses of processes, and remembers.
 pub struct Symbolizer {

@@ -9,7 +9,7 @@ use object::read::elf::{FileHeader, ProgramHeader as _};
 use object::{Endianness, FileKind, Object as _, ReadRef};
 use serde::{Deserialize, Serialize};
 
-use crate::reader::limits;
+use crate::limits;
 
 /// More loaded parts than linkers write.
 const MOST_SEGMENTS: usize = 1024;

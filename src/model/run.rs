@@ -4,9 +4,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::losses::Losses;
-use crate::report::{Entry, Frame, ProcessEntry, Report};
-use crate::snapshot::{Class, Turnover, WallTime};
+use crate::model::losses::Losses;
+use crate::model::report::{Entry, Frame, ProcessEntry, Report};
+use crate::model::snapshot::{Class, Turnover, WallTime};
 
 /// A run of memleak, or of a tool whose log was imported, as far as its file tells.
 #[derive(Clone, Debug, Default, PartialEq)]

@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn the_format_of_recordings_tells_of_every_kind() {
-        let text = include_str!("../docs/recording.md");
+        let text = include_str!("../../docs/recording.md");
         let (_, section) = text.split_once("The kinds of losses:").unwrap();
         let (section, _) = section.split_once("\n## ").unwrap();
         for kind in KINDS {

@@ -3,8 +3,8 @@
 
 use std::collections::HashMap;
 
-use super::model::Recording;
-use crate::report::{Frame, Function};
+use crate::model::report::{Frame, Function};
+use crate::model::run::Recording;
 
 /// What a place in a file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,9 +68,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::recording::model::StackRecord;
-    use crate::report::Module;
-    use crate::snapshot::Class;
+    use crate::model::report::Module;
+    use crate::model::run::StackRecord;
+    use crate::model::snapshot::Class;
 
     struct Fake(usize);
 

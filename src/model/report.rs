@@ -4,8 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::losses::Losses;
-use crate::snapshot::{Allocation, Class, Turnover, WallTime};
+use crate::model::losses::Losses;
+use crate::model::snapshot::{Allocation, Class, Turnover, WallTime};
 
 /// An object (executable, shared library, kernel or kernel module) that code belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,7 +1,7 @@
 //! What the tracer saw at one moment: outstanding memory per stack, and the stacks.
 //! Data only: no maps, no symbols, no clocks, no formatting.
 
-use crate::losses::Losses;
+use crate::model::losses::Losses;
 
 /// Frames that a stack can have at the most: what BCC's tools and the kernel's own stack maps keep.
 pub const MAX_STACK_DEPTH: u32 = 127;

@@ -2,9 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::discover::Candidate;
-use super::inspect::Question;
+use super::Candidate;
 use crate::files::{self, MOST_OBJECT_BYTES};
+use crate::probes::Question;
 use crate::reader;
 
 /// The function that glibc's and musl's linkers call before and after they load or unload libraries.

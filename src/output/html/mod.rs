@@ -19,37 +19,37 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use crate::analysis::growth::StackGrowth;
-use crate::recording::model::Recording;
+use crate::model::run::Recording;
 
 /// The page, with `{{name}}` where a part goes.
-const TEMPLATE: &str = include_str!("html/assets/template.html");
+const TEMPLATE: &str = include_str!("assets/template.html");
 
 /// Everything that gives the page its looks.
 const STYLE: &str = concat!(
     "/* uPlot 1.6.32, MIT licence: see the script below */\n",
-    include_str!("html/vendor/uplot.min.css"),
+    include_str!("vendor/uplot.min.css"),
     "\n",
-    include_str!("html/assets/page.css"),
-    include_str!("html/assets/small.css"),
+    include_str!("assets/page.css"),
+    include_str!("assets/small.css"),
 );
 
 /// Runs before the page is drawn.
-const THEME: &str = include_str!("html/assets/theme.js");
+const THEME: &str = include_str!("assets/theme.js");
 
 /// Everything else that runs, in one scope.
 const SCRIPT: &str = concat!(
     "/*\n",
-    include_str!("html/vendor/uplot.LICENSE"),
+    include_str!("vendor/uplot.LICENSE"),
     "\n*/\n",
-    include_str!("html/vendor/uplot.min.js"),
+    include_str!("vendor/uplot.min.js"),
     "\n(() => {\n\"use strict\";\n",
-    include_str!("html/assets/format.js"),
-    include_str!("html/assets/dom.js"),
-    include_str!("html/assets/report.js"),
-    include_str!("html/assets/charts.js"),
-    include_str!("html/assets/table.js"),
-    include_str!("html/assets/flame.js"),
-    include_str!("html/assets/main.js"),
+    include_str!("assets/format.js"),
+    include_str!("assets/dom.js"),
+    include_str!("assets/report.js"),
+    include_str!("assets/charts.js"),
+    include_str!("assets/table.js"),
+    include_str!("assets/flame.js"),
+    include_str!("assets/main.js"),
     "})();\n",
 );
 
@@ -126,7 +126,7 @@ fn hash(text: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "../../tests/slow/html/samples.rs"]
+#[path = "../../../tests/slow/html/samples.rs"]
 mod samples;
 #[cfg(test)]
 mod tests;

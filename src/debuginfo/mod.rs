@@ -1,0 +1,9 @@
+//! What an object and its debug information say of places in it: facts that identify it, names, files and lines.
+//! Bytes in, data out; runs in the reader, and knows no process.
+
+mod demangle;
+mod facts;
+mod places;
+
+pub use facts::{Facts, Segment, checksum, facts, segments};
+pub use places::{Named, NamedPlace, Namer, Places};
