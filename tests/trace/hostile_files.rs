@@ -157,7 +157,7 @@ fn deep_debug_information_costs_itself() {
     let finished = trace(&file);
     assert_eq!(name_in_file(&finished), "deep_call");
     assert!(is_warned_of(&finished, &file), "{finished:#?}");
-    let lost = |line: &String| line.contains("1 files not read to their end");
+    let lost = |line: &String| line.contains("1 file not read to their end");
     assert!(finished.stderr.iter().any(lost), "{finished:#?}");
 }
 

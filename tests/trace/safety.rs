@@ -35,7 +35,7 @@ fn assert_caught(mut target: Running) {
         Held::each(3, 1301),
         "{report:#?}"
     );
-    let told = |line: &String| line.contains("1 C++ allocations not followed");
+    let told = |line: &String| line.contains("1 C++ allocation not followed");
     assert!(finished.stderr.iter().any(told), "{finished:#?}");
 }
 
