@@ -102,7 +102,6 @@ mod tests {
             bytes,
             count,
             oldest_ns: None,
-            turnover: None,
             frames,
         }
     }

@@ -284,7 +284,6 @@ fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
         bytes: verdict.growth.last_bytes,
         count: figure.map_or(0, |figure| figure.count),
         oldest_ns: figure.and_then(|figure| figure.oldest_ns),
-        turnover: None,
         frames: stack.frames.clone(),
     }
 }

@@ -139,7 +139,6 @@ mod tests {
             bytes,
             count: 1,
             oldest_ns: None,
-            turnover: None,
             allocations: Vec::new(),
         };
         Snapshot {

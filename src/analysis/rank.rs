@@ -130,7 +130,6 @@ mod tests {
             bytes,
             count,
             oldest_ns: None,
-            turnover: None,
             allocations: Vec::new(),
         }
     }

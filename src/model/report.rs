@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::model::losses::Losses;
-use crate::model::snapshot::{Allocation, Class, Turnover, WallTime};
+use crate::model::snapshot::{Allocation, Class, WallTime};
 
 /// An object (executable, shared library, kernel or kernel module) that code belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -76,8 +76,6 @@ pub struct Entry {
     pub count: u64,
     /// Age of the oldest allocation in ns, where known.
     pub oldest_ns: Option<u64>,
-    /// Allocations and frees so far, where known.
-    pub turnover: Option<Turnover>,
     /// The stack, innermost frame first; `None` when it could not be stored.
     pub frames: Option<Vec<Frame>>,
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::model::losses::Losses;
 use crate::model::report::{Entry, Frame, ProcessEntry, Report};
-use crate::model::snapshot::{Class, Turnover, WallTime};
+use crate::model::snapshot::{Class, WallTime};
 
 /// A run of memleak, or of a tool whose log was imported, as far as its file tells.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -152,8 +152,6 @@ pub struct SnapshotRecord {
     pub figures: Vec<Figure>,
     /// Whether a stack that `figures` leaves out held nothing. Logs list only the top stacks: there it is unknown.
     pub complete: bool,
-    /// Allocations and frees so far, parallel to `figures`; empty where they are not known.
-    pub turnover: Vec<Turnover>,
     /// Whether the figures are estimates scaled up from a sample.
     pub estimated: bool,
     /// What was lost since the start.
@@ -267,15 +265,8 @@ impl Recording {
     pub fn without_stacks(&self, hidden: &BTreeSet<usize>) -> Recording {
         let mut shown = self.clone();
         for snapshot in &mut shown.snapshots {
-            let keeps: Vec<bool> = snapshot
-                .figures
-                .iter()
-                .map(|figure| !hidden.contains(&(figure.stack as usize)))
-                .collect();
-            let mut keep = keeps.iter();
-            snapshot.figures.retain(|_| keep.next() == Some(&true));
-            let mut keep = keeps.iter();
-            snapshot.turnover.retain(|_| keep.next() == Some(&true));
+            let figures = &mut snapshot.figures;
+            figures.retain(|figure| !hidden.contains(&(figure.stack as usize)));
         }
         shown
     }
@@ -286,7 +277,7 @@ impl Recording {
         let entries: Vec<Entry> = self
             .ranked(index)
             .into_iter()
-            .filter_map(|at| self.entry(&snapshot.figures[at], snapshot.turnover.get(at)))
+            .filter_map(|at| self.entry(&snapshot.figures[at]))
             .collect();
         let mut report = Report {
             time: snapshot.time,
@@ -335,7 +326,7 @@ impl Recording {
         places
     }
 
-    fn entry(&self, figure: &Figure, turnover: Option<&Turnover>) -> Option<Entry> {
+    fn entry(&self, figure: &Figure) -> Option<Entry> {
         let stack = self.stacks.get(figure.stack as usize)?;
         Some(Entry {
             tgid: stack.tgid,
@@ -344,7 +335,6 @@ impl Recording {
             bytes: figure.bytes,
             count: figure.count,
             oldest_ns: figure.oldest_ns,
-            turnover: turnover.copied(),
             frames: stack.frames.clone(),
         })
     }

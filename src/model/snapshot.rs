@@ -90,19 +90,6 @@ pub struct Allocation {
     pub age_ns: u64,
 }
 
-/// Everything that one stack has allocated and freed since tracing began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Turnover {
-    /// Bytes allocated so far.
-    pub allocated_bytes: u64,
-    /// Allocations so far.
-    pub allocated_count: u64,
-    /// Bytes freed so far.
-    pub freed_bytes: u64,
-    /// Frees so far.
-    pub freed_count: u64,
-}
-
 /// What one stack of one process holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Usage {
@@ -118,8 +105,6 @@ pub struct Usage {
     pub count: u64,
     /// Age of the oldest of them in ns, where ages are known.
     pub oldest_ns: Option<u64>,
-    /// Allocations and frees so far, where the tracer counts them.
-    pub turnover: Option<Turnover>,
     /// The blocks themselves, by address; filled only when they were asked for.
     pub allocations: Vec<Allocation>,
 }

@@ -14,7 +14,7 @@ use crate::analysis::identity::{self, Precision};
 use crate::model::losses::Losses;
 use crate::model::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry};
 use crate::model::run::Header;
-use crate::model::snapshot::{Allocation, Turnover, WallTime};
+use crate::model::snapshot::{Allocation, WallTime};
 use crate::visible::{Spelling, Visible};
 
 /// What the document's `format` says.
@@ -117,18 +117,8 @@ struct EntryPart<'a> {
     count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_ns: Option<u64>,
-    #[serde(flatten)]
-    turnover: Option<TurnoverPart>,
     growth: GrowthPart,
     frames: Option<Vec<FramePart<'a>>>,
-}
-
-#[derive(Serialize)]
-struct TurnoverPart {
-    allocated_bytes: u64,
-    allocated_count: u64,
-    freed_bytes: u64,
-    freed_count: u64,
 }
 
 #[derive(Serialize)]
@@ -302,24 +292,8 @@ fn entry_part<'a>(entry: &'a Entry, growth: &Growth) -> EntryPart<'a> {
         bytes: entry.bytes,
         count: entry.count,
         oldest_ns: entry.oldest_ns,
-        turnover: entry.turnover.map(turnover_part),
         growth: growth_part(growth),
         frames: frames.map(|frames| frames.iter().map(frame_part).collect()),
-    }
-}
-
-fn turnover_part(turnover: Turnover) -> TurnoverPart {
-    let Turnover {
-        allocated_bytes,
-        allocated_count,
-        freed_bytes,
-        freed_count,
-    } = turnover;
-    TurnoverPart {
-        allocated_bytes,
-        allocated_count,
-        freed_bytes,
-        freed_count,
     }
 }
 

@@ -12,7 +12,6 @@ use flate2::{Compression, GzBuilder};
 use prost::Message;
 
 use crate::model::report::{Entry, Frame, Function, Module, Report};
-use crate::model::snapshot::Turnover;
 use proto::{Label, Line, Location, Mapping, Profile, Sample, ValueType};
 
 /// Bytes of a page: mappings are said to end on one.
@@ -38,23 +37,18 @@ pub fn write(
 }
 
 fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
-    let turnover =
-        !report.entries.is_empty() && report.entries.iter().all(|entry| entry.turnover.is_some());
     let mut builder = Builder::default();
     builder.strings.number("");
-    let mut types = Vec::new();
-    if turnover {
-        types.push(builder.value_type("alloc_objects", "count"));
-        types.push(builder.value_type("alloc_space", "bytes"));
-    }
-    types.push(builder.value_type("inuse_objects", "count"));
-    types.push(builder.value_type("inuse_space", "bytes"));
+    let types = vec![
+        builder.value_type("inuse_objects", "count"),
+        builder.value_type("inuse_space", "bytes"),
+    ];
     // Largest first, as viewers without an order of their own show them.
     let samples = report
         .entries
         .iter()
         .rev()
-        .map(|entry| builder.sample(entry, report.process_name(entry.tgid), turnover))
+        .map(|entry| builder.sample(entry, report.process_name(entry.tgid)))
         .collect();
     let period_type = Some(builder.value_type("space", "bytes"));
     let default_sample_type = builder.text("inuse_space");
@@ -149,17 +143,8 @@ impl Builder {
         }
     }
 
-    fn sample(&mut self, entry: &Entry, process: Option<&str>, turnover: bool) -> Sample {
-        let mut value = Vec::new();
-        if turnover {
-            let Turnover {
-                allocated_bytes,
-                allocated_count,
-                ..
-            } = entry.turnover.unwrap_or_default();
-            value.extend([signed(allocated_count), signed(allocated_bytes)]);
-        }
-        value.extend([signed(entry.count), signed(entry.bytes)]);
+    fn sample(&mut self, entry: &Entry, process: Option<&str>) -> Sample {
+        let value = vec![signed(entry.count), signed(entry.bytes)];
         let location_id = match &entry.frames {
             Some(frames) => frames
                 .iter()

@@ -247,7 +247,6 @@ mod tests {
             bytes,
             count,
             oldest_ns: None,
-            turnover: None,
             frames,
         };
         Report {

@@ -162,7 +162,7 @@ mod tests {
             function,
             ..Frame::default()
         }]);
-        let (class, turnover) = (Class::Heap, None);
+        let class = Class::Heap;
         let entry = Entry {
             allocator: None,
             tgid: 1,
@@ -170,7 +170,6 @@ mod tests {
             bytes,
             count: 1,
             oldest_ns: None,
-            turnover,
             frames,
         };
         Report {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::model::report::{Entry, Frame, Report};
 use crate::model::run::{Figure, Header, Headroom, Reason, Recording, SnapshotRecord, StackRecord};
-use crate::model::snapshot::{Class, Turnover};
+use crate::model::snapshot::Class;
 
 /// What a report does not tell about its moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -88,17 +88,12 @@ impl Collector {
             self.name_process(process.tgid, &process.name);
         }
         let figures = self.figures(&report.entries);
-        let turnover = figures
-            .iter()
-            .map(|&(_, turnover)| turnover)
-            .collect::<Option<Vec<Turnover>>>();
         self.push_snapshot(SnapshotRecord {
             time: report.time,
             elapsed_ns: moment.elapsed_ns,
             reason: moment.reason,
-            figures: figures.into_iter().map(|(figure, _)| figure).collect(),
+            figures,
             complete: true,
-            turnover: turnover.unwrap_or_default(),
             estimated: report.estimated,
             losses: report.losses,
             rss_bytes: moment.rss_bytes,
@@ -126,31 +121,18 @@ impl Collector {
     }
 
     /// The figures of entries, by ascending number of their stacks; entries of one stack become one figure.
-    pub fn figures(&mut self, entries: &[Entry]) -> Vec<(Figure, Option<Turnover>)> {
-        let mut figures: Vec<(Figure, Option<Turnover>)> = entries
+    pub fn figures(&mut self, entries: &[Entry]) -> Vec<Figure> {
+        let mut figures: Vec<Figure> = entries
             .iter()
-            .map(|entry| {
-                let stack = self.number_of(entry);
-                let Entry {
-                    bytes,
-                    count,
-                    oldest_ns,
-                    turnover,
-                    ..
-                } = *entry;
-                (
-                    Figure {
-                        stack,
-                        bytes,
-                        count,
-                        oldest_ns,
-                    },
-                    turnover,
-                )
+            .map(|entry| Figure {
+                stack: self.number_of(entry),
+                bytes: entry.bytes,
+                count: entry.count,
+                oldest_ns: entry.oldest_ns,
             })
             .collect();
-        figures.sort_by_key(|(figure, _)| figure.stack);
-        figures.dedup_by(|next, kept| next.0.stack == kept.0.stack && add(kept, next));
+        figures.sort_by_key(|figure| figure.stack);
+        figures.dedup_by(|next, kept| next.stack == kept.stack && add(kept, next));
         figures
     }
 
@@ -224,19 +206,10 @@ fn identity(
 }
 
 /// Adds `more` to `sum`; always true, so that it can end a condition.
-fn add(sum: &mut (Figure, Option<Turnover>), more: &(Figure, Option<Turnover>)) -> bool {
-    sum.0.bytes = sum.0.bytes.saturating_add(more.0.bytes);
-    sum.0.count = sum.0.count.saturating_add(more.0.count);
-    sum.0.oldest_ns = sum.0.oldest_ns.max(more.0.oldest_ns);
-    sum.1 = match (sum.1, more.1) {
-        (Some(a), Some(b)) => Some(Turnover {
-            allocated_bytes: a.allocated_bytes.saturating_add(b.allocated_bytes),
-            allocated_count: a.allocated_count.saturating_add(b.allocated_count),
-            freed_bytes: a.freed_bytes.saturating_add(b.freed_bytes),
-            freed_count: a.freed_count.saturating_add(b.freed_count),
-        }),
-        _ => None,
-    };
+fn add(sum: &mut Figure, more: &Figure) -> bool {
+    sum.bytes = sum.bytes.saturating_add(more.bytes);
+    sum.count = sum.count.saturating_add(more.count);
+    sum.oldest_ns = sum.oldest_ns.max(more.oldest_ns);
     true
 }
 
@@ -268,7 +241,6 @@ mod tests {
             bytes,
             count: 1,
             oldest_ns: None,
-            turnover: None,
             frames,
         }
     }

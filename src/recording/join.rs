@@ -68,20 +68,13 @@ fn step_ns(recording: &Recording) -> u64 {
 }
 
 fn renumber(snapshot: &mut SnapshotRecord, numbers: &[u32]) {
-    let turnover = std::mem::take(&mut snapshot.turnover);
-    let mut order: Vec<usize> = (0..snapshot.figures.len()).collect();
     for figure in &mut snapshot.figures {
         figure.stack = numbers
             .get(figure.stack as usize)
             .copied()
             .unwrap_or(figure.stack);
     }
-    order.sort_by_key(|&at| snapshot.figures[at].stack);
-    let figures = std::mem::take(&mut snapshot.figures);
-    snapshot.figures = order.iter().map(|&at| figures[at]).collect();
-    if !turnover.is_empty() {
-        snapshot.turnover = order.iter().map(|&at| turnover[at]).collect();
-    }
+    snapshot.figures.sort_by_key(|figure| figure.stack);
 }
 
 #[cfg(test)]

@@ -289,7 +289,6 @@ impl LogBuilder {
             bytes,
             count,
             oldest_ns: None,
-            turnover: None,
             frames,
         });
         self.in_entry = true;
@@ -362,12 +361,7 @@ impl LogBuilder {
             return;
         };
         let first_s = *self.first_s.get_or_insert(unix_s);
-        let figures: Vec<Figure> = self
-            .collector
-            .figures(&entries)
-            .into_iter()
-            .map(|(figure, _)| figure)
-            .collect();
+        let figures: Vec<Figure> = self.collector.figures(&entries);
         self.collector.push_snapshot(SnapshotRecord {
             time: WallTime {
                 unix_ns: unix_s * 1_000_000_000,

@@ -13,7 +13,7 @@ use crate::model::run::{
     Figure, Header, Headroom, Host, Limit, Reason, Recording, SnapshotRecord, Source, StackRecord,
     Target, TargetKind,
 };
-use crate::model::snapshot::{Class, Turnover, WallTime};
+use crate::model::snapshot::{Class, WallTime};
 
 /// A recording and what a user should know about the file it came from.
 #[derive(Debug)]
@@ -252,7 +252,6 @@ impl Reader {
                 .unwrap_or_default(),
             figures: figures(&line)?,
             complete: line.complete,
-            turnover: turnover(&line)?,
             estimated: line.estimated,
             losses: line.losses,
             rss_bytes: line.rss_bytes,
@@ -279,31 +278,6 @@ fn figures(line: &wire::SnapshotLine) -> Result<Vec<Figure>> {
         oldest_ns: line.oldest_ns.get(at).copied().flatten(),
     };
     Ok(line.stack.iter().enumerate().map(figure).collect())
-}
-
-fn turnover(line: &wire::SnapshotLine) -> Result<Vec<Turnover>> {
-    let columns = [
-        &line.allocated_bytes,
-        &line.allocated_count,
-        &line.freed_bytes,
-        &line.freed_count,
-    ];
-    let length = line.allocated_bytes.len();
-    ensure!(
-        columns.iter().all(|column| column.len() == length),
-        "columns of different lengths"
-    );
-    ensure!(
-        length == 0 || length == line.stack.len(),
-        "columns of different lengths"
-    );
-    let turnover = |at: usize| Turnover {
-        allocated_bytes: line.allocated_bytes[at],
-        allocated_count: line.allocated_count[at],
-        freed_bytes: line.freed_bytes[at],
-        freed_count: line.freed_count[at],
-    };
-    Ok((0..length).map(turnover).collect())
 }
 
 fn time_from(part: wire::TimePart) -> WallTime {

@@ -165,14 +165,6 @@ pub struct SnapshotLine {
     pub count: Vec<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub oldest_ns: Vec<Option<u64>>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub allocated_bytes: Vec<u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub allocated_count: Vec<u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub freed_bytes: Vec<u64>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub freed_count: Vec<u64>,
 }
 
 /// What the target can still take.

@@ -155,7 +155,6 @@ fn header_line(header: &Header) -> wire::HeaderLine {
 
 fn snapshot_line(snapshot: &SnapshotRecord) -> wire::SnapshotLine {
     let figures = &snapshot.figures;
-    let turnover = &snapshot.turnover;
     let ages_known = figures.iter().any(|figure| figure.oldest_ns.is_some());
     wire::SnapshotLine {
         unix_ns: snapshot.time.unix_ns,
@@ -177,22 +176,6 @@ fn snapshot_line(snapshot: &SnapshotRecord) -> wire::SnapshotLine {
             .iter()
             .filter(|_| ages_known)
             .map(|figure| figure.oldest_ns)
-            .collect(),
-        allocated_bytes: turnover
-            .iter()
-            .map(|turnover| turnover.allocated_bytes)
-            .collect(),
-        allocated_count: turnover
-            .iter()
-            .map(|turnover| turnover.allocated_count)
-            .collect(),
-        freed_bytes: turnover
-            .iter()
-            .map(|turnover| turnover.freed_bytes)
-            .collect(),
-        freed_count: turnover
-            .iter()
-            .map(|turnover| turnover.freed_count)
             .collect(),
     }
 }

@@ -243,7 +243,6 @@ fn entry(usage: &Usage, names: &mut impl Names) -> Result<Entry> {
         bytes: usage.bytes,
         count: usage.count,
         oldest_ns: usage.oldest_ns,
-        turnover: usage.turnover,
         frames: names.frames(usage)?,
     })
 }

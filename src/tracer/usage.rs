@@ -149,7 +149,6 @@ impl<'a> Tally<'a> {
                     bytes,
                     count,
                     oldest_ns: sum.oldest_ns,
-                    turnover: None,
                     allocations: sum.allocations,
                 }
             })

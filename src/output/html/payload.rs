@@ -88,8 +88,6 @@ struct StackData {
     growth: Option<GrowthData>,
     /// Bytes over time as parts of a hundred of the most.
     spark: Vec<Option<u64>>,
-    /// Bytes and count allocated, bytes and count freed so far.
-    turnover: Option<[u64; 4]>,
 }
 
 #[derive(Serialize)]
@@ -299,7 +297,7 @@ fn rss(recording: &Recording, buckets: &Buckets) -> Option<Vec<Option<u64>>> {
 
 fn stack_data(chosen: &Chosen<'_>, tables: &mut Tables) -> StackData {
     let frames = chosen.record.frames.as_deref().map(calls);
-    let (figure, turnover) = chosen.last.unzip();
+    let figure = chosen.last;
     StackData {
         blame: frames.as_deref().map_or(0, blame),
         calls: frames.map(|frames| frames.iter().map(|call| tables.call(call)).collect()),
@@ -314,14 +312,6 @@ fn stack_data(chosen: &Chosen<'_>, tables: &mut Tables) -> StackData {
         allocator: chosen.record.allocator.as_deref().map(str::to_owned),
         growth: None,
         spark: Vec::new(),
-        turnover: turnover.flatten().map(|turnover| {
-            [
-                turnover.allocated_bytes,
-                turnover.allocated_count,
-                turnover.freed_bytes,
-                turnover.freed_count,
-            ]
-        }),
     }
 }
 

@@ -7,7 +7,6 @@ use super::Page;
 use super::calls::{Call, calls};
 use super::intern::Tables;
 use crate::model::run::{Figure, Recording, StackRecord};
-use crate::model::snapshot::Turnover;
 
 /// Lines in the charts beside the total.
 const MOST_LINES: usize = 10;
@@ -26,7 +25,7 @@ pub struct Chosen<'a> {
     /// The stack.
     pub record: &'a StackRecord,
     /// What it holds in the last snapshot, if anything.
-    pub last: Option<(Figure, Option<Turnover>)>,
+    pub last: Option<Figure>,
 }
 
 /// What the page carries and what it leaves out.
@@ -65,7 +64,7 @@ pub fn select<'a>(page: &Page<'a>, peaks: &[u64]) -> Selection<'a> {
                 record,
                 last,
             });
-        } else if let Some((figure, _)) = last.get(&stack) {
+        } else if let Some(figure) = last.get(&stack) {
             selection.left_out.push(*figure);
         }
     }
@@ -80,21 +79,14 @@ fn remember(tables: &mut Tables, calls: &[Call<'_>]) {
 }
 
 /// Indices of stacks in the order in which they deserve room.
-fn ranked(
-    page: &Page<'_>,
-    last: &BTreeMap<usize, (Figure, Option<Turnover>)>,
-    peaks: &[u64],
-) -> Vec<usize> {
+fn ranked(page: &Page<'_>, last: &BTreeMap<usize, Figure>, peaks: &[u64]) -> Vec<usize> {
     let mut seen = BTreeSet::new();
     let growing = page.growth.iter().filter(|stack| stack.growth.is_growing());
     let mut order: Vec<usize> = growing
         .map(|stack| stack.stack)
         .filter(|stack| seen.insert(*stack))
         .collect();
-    let mut largest: Vec<(&usize, &Figure)> = last
-        .iter()
-        .map(|(stack, (figure, _))| (stack, figure))
-        .collect();
+    let mut largest: Vec<(&usize, &Figure)> = last.iter().collect();
     largest
         .sort_by_key(|(stack, figure)| (std::cmp::Reverse((figure.bytes, figure.count)), **stack));
     order.extend(
@@ -113,19 +105,14 @@ fn ranked(
 }
 
 /// What each stack holds in the last snapshot.
-fn last_figures(recording: &Recording) -> BTreeMap<usize, (Figure, Option<Turnover>)> {
+fn last_figures(recording: &Recording) -> BTreeMap<usize, Figure> {
     let Some(snapshot) = recording.snapshots.last() else {
         return BTreeMap::new();
     };
-    let figures = snapshot.figures.iter().enumerate();
+    let figures = snapshot.figures.iter();
     figures
-        .filter(|(_, figure)| figure.bytes > 0 || figure.count > 0)
-        .map(|(at, figure)| {
-            (
-                figure.stack as usize,
-                (*figure, snapshot.turnover.get(at).copied()),
-            )
-        })
+        .filter(|figure| figure.bytes > 0 || figure.count > 0)
+        .map(|figure| (figure.stack as usize, *figure))
         .collect()
 }
 

@@ -63,15 +63,6 @@ fn sample() -> Recording {
         reason: Reason::Demand,
         figures: vec![figure(0, u64::MAX), figure(2, 1)],
         complete: true,
-        turnover: vec![
-            Turnover {
-                allocated_bytes: 4,
-                allocated_count: 3,
-                freed_bytes: 2,
-                freed_count: 1
-            };
-            2
-        ],
         estimated: true,
         losses: Losses {
             allocations: 1,

@@ -113,10 +113,6 @@ impl Lines {
             "bytes": column(|held| held.1),
             "count": column(|held| held.1.div_ceil(held.2)),
             "oldest_ns": column(|held| held.3 * SECOND_NS),
-            "allocated_bytes": column(|held| held.1 * 5),
-            "allocated_count": column(|held| held.1.div_ceil(held.2) * 5),
-            "freed_bytes": column(|held| held.1 * 4),
-            "freed_count": column(|held| held.1.div_ceil(held.2) * 4),
         });
         for (name, value) in more {
             line[*name] = value.clone();

@@ -266,10 +266,6 @@ function factList(stack) {
     if (growth.rate) facts.push(["Trend", formatRate(growth.rate[0])], ["95 % interval", formatRates(growth.rate[1], growth.rate[2])]);
     facts.push(["Judged over", plural(growth.points, "snapshot", "snapshots")]);
   }
-  if (stack.turnover) {
-    const [allocated, allocations, freed, frees] = stack.turnover;
-    facts.push(["Allocated so far", `${formatBytes(allocated)} in ${formatCount(allocations)}`], ["Freed so far", `${formatBytes(freed)} in ${formatCount(frees)}`]);
-  }
   facts.push(["Kind", stack.class === "mmap" ? "anonymous mapping" : "heap"]);
   if (stack.pid) facts.push(["Process", processTitle(stack).slice("pid ".length)]);
   return node("dl", { class: "facts" }, ...facts.flatMap(([name, value]) => [node("dt", {}, name), node("dd", {}, value)]));
