@@ -24,4 +24,5 @@ pub mod stderr;
 pub mod symbolize;
 pub mod tracer;
 pub mod unwind;
+pub mod values;
 pub mod visible;

@@ -2,13 +2,14 @@
 
 // eprint! panics where it can't write; reports go through writers whose errors are handled
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory as _, Parser as _};
 
 use memleak::stderr::say;
-use memleak::{cli, offline, options, reader, session};
+use memleak::{cli, offline, options, process, reader, session};
 
 /// What a usage error ends with.
 const USAGE: u8 = 2;
@@ -21,19 +22,32 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return usage_error(&error),
     };
-    if let Some(cli::Command::Report(report)) = arguments.mode {
-        return match offline::run(*report) {
-            Ok(status) => ExitCode::from(status),
-            Err(error) => fail(&format!("{error:#}"), 1),
-        };
+    match arguments.mode {
+        Some(cli::Command::Report(report)) => {
+            return match offline::run(*report) {
+                Ok(status) => ExitCode::from(status),
+                Err(error) => fail(&format!("{error:#}"), 1),
+            };
+        }
+        Some(cli::Command::Completions { shell }) => return print_completions(shell),
+        None => {}
     }
-    let options = match options::validate(arguments) {
+    let options = match options::validate(arguments, process::named) {
         Ok(options) => options,
         Err(message) => return fail(&message, USAGE),
     };
     match session::run(&options) {
         Ok(status) => ExitCode::from(status),
         Err(error) => fail(&format!("{error:#}"), 1),
+    }
+}
+
+fn print_completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut cli::Arguments::command(), "memleak", &mut text);
+    match std::io::stdout().write_all(&text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("failed to write completions: {error}"), 1),
     }
 }
 
@@ -57,14 +71,26 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         .collect();
     let message = paragraph.join(" ");
     let message = message.strip_prefix("error: ").unwrap_or(&message);
-    let help = match error.kind() {
-        // as after -p $(pidof nginx)
-        ErrorKind::UnknownArgument if names_processes() => {
-            "several processes go into one list, as in -p 12,34; see memleak --help"
-        }
-        _ => "see memleak --help",
+    // what the standard library says of a number that is none
+    let message = message.replace("invalid digit found in string", "expected a whole number");
+    let argument = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
     };
-    fail(&format!("{message} ({help})"), USAGE)
+    let unexpected = argument(ContextKind::InvalidArg).unwrap_or_default();
+    let help = match argument(ContextKind::SuggestedArg) {
+        Some(similar) => format!("did you mean {similar}? "),
+        // as after -p $(pidof nginx)
+        None if unexpected.parse::<u32>().is_ok() && names_processes() => {
+            "several processes go into one list, as in -p 12,34; ".to_owned()
+        }
+        None => String::new(),
+    };
+    let command = match std::env::args_os().nth(1) {
+        Some(first) if first == "report" => "memleak report",
+        _ => "memleak",
+    };
+    fail(&format!("{message} ({help}see {command} --help)"), USAGE)
 }
 
 /// Whether -p is among the arguments.

@@ -4,6 +4,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::values;
+
 /// A condition that `--fail-on` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gate {
@@ -35,7 +37,7 @@ impl FromStr for Gate {
         match text.split_once('=') {
             None if text == "growth" => Ok(Gate::Growth),
             None if text == "leak" => Ok(Gate::Leak),
-            Some(("bytes", size)) => at_least_one(parse_size(size)?).map(Gate::Bytes),
+            Some(("bytes", size)) => at_least_one(values::size(size)?).map(Gate::Bytes),
             Some(("count", count)) => {
                 let count = count
                     .parse()
@@ -53,29 +55,6 @@ fn at_least_one(limit: u64) -> Result<u64, String> {
     } else {
         Ok(limit)
     }
-}
-
-/// A size such as `64M`, in bytes: K, M, G and T are powers of 1024, as in `KiB`, `MiB` and so on.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is not a size such as 4096, 64K, 64M or 2G");
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let shift = match unit
-        .to_ascii_uppercase()
-        .trim_end_matches('B')
-        .trim_end_matches('I')
-    {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return Err(wrong()),
-    };
-    let number: u64 = digits.parse().map_err(|_| wrong())?;
-    number.checked_mul(1 << shift).ok_or_else(wrong)
 }
 
 /// What gates look at: the last report and the verdicts, after comparison and suppressions.

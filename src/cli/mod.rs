@@ -12,6 +12,7 @@ use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
 
 use crate::analysis::SortKey;
 use crate::publish::{LiveArguments, NamingArguments};
+use crate::values::{self, Interval};
 
 const AFTER_HELP: &str = "\
 Examples:
@@ -26,8 +27,8 @@ Examples:
   memleak -p 1234 -s 100       record one allocation in a hundred, and estimate
   memleak --cache 'ext4*'      without a target: the kernel's allocators, here some caches of theirs
 
-Exit status: 0 done, 1 could not trace, 2 wrong usage; with a command, the command's own
-(128 + signal number if a signal ended it).";
+Exit status: 0 done, 1 could not trace, 2 wrong usage, 23 a gate (--fail-on) tripped;
+with a command, the command's own (128 + signal number if a signal ended it).";
 
 /// Find memory that is never freed: print the call stacks that hold it.
 #[derive(Debug, Parser)]
@@ -38,9 +39,9 @@ pub struct Arguments {
     #[command(subcommand)]
     pub mode: Option<Command>,
 
-    /// Seconds between reports; fractions are allowed
-    #[arg(value_name = "interval", default_value = "5")]
-    pub interval: f64,
+    /// Seconds between reports; fractions are allowed, and units, such as 500ms
+    #[arg(value_name = "interval", default_value = "5", value_parser = values::interval)]
+    pub interval: Interval,
 
     /// Reports to print before leaving; without it, until Ctrl-C or the target's end
     #[arg(value_name = "count")]
@@ -50,7 +51,7 @@ pub struct Arguments {
     #[arg(last = true, value_name = "PROG ARGS", group = "target")]
     pub program: Vec<OsString>,
 
-    /// Trace this running process, or several: -p 12,34, or -p repeated
+    /// Trace this running process, by its id or its name, or several: -p 12,34, or -p repeated
     #[arg(
         short,
         long,
@@ -185,12 +186,13 @@ pub struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 10, help_heading = "Report")]
     pub top_processes: u64,
 
-    /// Leave out allocations younger than this many milliseconds, while the target lives
+    /// Leave out allocations younger than this many milliseconds, or than 2s, while the target lives
     #[arg(
         short,
         long,
         value_name = "MS",
-        default_value_t = 500,
+        default_value = "500",
+        value_parser = values::milliseconds,
         help_heading = "Report"
     )]
     pub older: u64,
@@ -232,14 +234,15 @@ pub struct Arguments {
     pub sample_rate: Option<u32>,
 
     /// Record roughly one allocation per N bytes, large ones more likely, and scale back to estimates
-    #[arg(long, value_name = "N", help_heading = "What is recorded")]
+    #[arg(long, value_name = "N", value_parser = values::small_size, help_heading = "What is recorded")]
     pub sample_bytes: Option<u32>,
 
-    /// Only allocations of at least this many bytes
+    /// Only allocations of at least this many bytes, or 4K
     #[arg(
         short = 'z',
         long,
         value_name = "BYTES",
+        value_parser = values::size,
         help_heading = "What is recorded"
     )]
     pub min_size: Option<u64>,
@@ -249,6 +252,7 @@ pub struct Arguments {
         short = 'Z',
         long,
         value_name = "BYTES",
+        value_parser = values::size,
         help_heading = "What is recorded"
     )]
     pub max_size: Option<u64>,
@@ -301,6 +305,11 @@ pub struct Arguments {
 pub enum Command {
     /// Report on recordings and logs of earlier runs
     Report(Box<ReportArguments>),
+    /// Print what completes memleak's options in a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
 }
 
 /// What `--probe-at` chooses.

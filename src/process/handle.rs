@@ -15,6 +15,9 @@ use crate::files::proc;
 /// What the kernel's own threads have among their flags, from its `sched.h`.
 const PF_KTHREAD: u32 = 0x0020_0000;
 
+/// Bytes that the kernel keeps of a name.
+const MAX_NAME: usize = 15;
+
 /// A process, held by a pidfd so that its number can't come to mean another one.
 pub struct Process {
     pid: u32,
@@ -138,6 +141,25 @@ pub fn name(pid: u32) -> Option<String> {
     Some(name.strip_suffix('\n').unwrap_or(&name).to_owned())
 }
 
+/// The processes of a name, by ascending id, but this one: what `/proc` calls them, or the file of their program where the
+/// kernel had to cut that.
+pub fn named(wanted: &str) -> Vec<u32> {
+    let own = std::process::id();
+    let mut pids = running();
+    pids.retain(|pid| *pid != own && is_named(*pid, wanted));
+    pids.sort_unstable();
+    pids
+}
+
+fn is_named(pid: u32, wanted: &str) -> bool {
+    if name(pid).is_some_and(|name| name == wanted) {
+        return true;
+    }
+    let program = fs::read_link(format!("/proc/{pid}/exe"));
+    wanted.len() > MAX_NAME
+        && program.is_ok_and(|path| path.file_name().is_some_and(|file| file == wanted))
+}
+
 /// The memory of a process, to be read at its addresses.
 ///
 /// # Errors
@@ -172,7 +194,8 @@ fn status_field(pid: u32, field: &str) -> Option<String> {
     Some(line.strip_prefix(':')?.trim().to_string())
 }
 
-fn thread_group(pid: u32) -> Option<u32> {
+/// The process that a thread belongs to; none when there is no such thread.
+pub fn thread_group(pid: u32) -> Option<u32> {
     status_field(pid, "Tgid")?.parse().ok()
 }
 

@@ -17,7 +17,9 @@ mod vdso;
 
 pub use command::HeldCommand;
 pub use events::{Event, What};
-pub use handle::{Process, descendants, is_kernel_thread, memory_of, name, running};
+pub use handle::{
+    Process, descendants, is_kernel_thread, memory_of, name, named, running, thread_group,
+};
 pub use linked::objects_of_command;
 pub use mapping_events::MappingEvents;
 pub use mappings::{Mapping, MappingRecord, Mappings, ObjectFile, maps_file_at};

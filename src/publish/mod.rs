@@ -112,6 +112,10 @@ impl Publisher {
     pub fn publish(&self, recording: &Recording, findings: &Findings) -> Result<Published> {
         let tripped = gate::check(&self.arguments.fail_on, findings.outcome());
         let mut notes = self.filter_notes(findings);
+        if self.arguments.since_mark && last_mark(recording).is_none() {
+            notes
+                .push("no mark was set, which SIGUSR2 does in a live run: all is shown".to_owned());
+        }
         notes.extend(
             tripped
                 .iter()

@@ -53,6 +53,7 @@ use wait::{Schedule, Wake, monotonic};
 /// # Errors
 /// Fails when tracing can't begin, or can't go on.
 pub fn run(options: &Options) -> Result<u8> {
+    options.hints.iter().for_each(|hint| say!("{hint}"));
     if options.target == TargetOption::Kernel {
         return kernel::run(options);
     }

@@ -14,6 +14,7 @@ use crate::discovery::Candidate;
 use crate::options::{Options, TargetOption};
 use crate::process::{
     self, Ending, HeldCommand, Mappings, Process, User, is_kernel_thread, name, objects_of_command,
+    thread_group,
 };
 use crate::stderr::say;
 
@@ -28,6 +29,26 @@ pub enum Traced {
     Command(HeldCommand),
     /// Whoever fits.
     Whoever,
+}
+
+/// Fails for a thread that is in none of the processes: nothing would be counted.
+fn refuse_foreign_threads(tids: &[u32], pids: &[u32]) -> Result<()> {
+    let is_in = |tid: u32, pid: u32| thread_group(tid) == Some(pid);
+    match tids
+        .iter()
+        .find(|tid| !pids.iter().any(|pid| is_in(**tid, *pid)))
+    {
+        None => Ok(()),
+        Some(tid) => match thread_group(*tid) {
+            Some(group) => bail!(
+                "--tid {tid} is a thread of process {group}, which is not traced: use -p {group}"
+            ),
+            None => bail!(
+                "--tid {tid}: there is no such thread; those of a process are in /proc/{}/task",
+                pids[0]
+            ),
+        },
+    }
 }
 
 impl Traced {
@@ -49,6 +70,9 @@ impl Traced {
                     read.with_context(|| unreadable_map(*pid))?;
                     candidates.extend(probing::candidates(&mappings.objects(*pid)));
                     processes.push(process);
+                }
+                if !options.follow {
+                    refuse_foreign_threads(&options.reporting.tids, pids)?;
                 }
                 Ok((Self::Processes(processes), candidates))
             }

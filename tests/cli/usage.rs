@@ -106,6 +106,110 @@ fn wrong_usage_is_one_line_and_status_2() {
     }
 }
 
+/// What wrong command lines are told, as a table to read: each gets one line and status 2.
+#[test]
+fn wrong_command_lines_are_told_what_to_do() {
+    let mut table = String::new();
+    for arguments in WRONG {
+        let finished = memleak::run(*arguments);
+        let shown = shell_words::join(*arguments);
+        assert_eq!(finished.status.code(), Some(2), "{shown}: {finished:#?}");
+        assert_eq!(finished.stderr.len(), 1, "{shown}: {finished:#?}");
+        assert!(finished.stdout.is_empty(), "{shown}: {finished:#?}");
+        table += &format!("$ memleak {shown}\n{}\n", finished.stderr[0]);
+    }
+    assert_golden("wrong-command-lines.txt", &table);
+}
+
+const WRONG: &[&[&str]] = &[
+    &["1234"],
+    &["nginx"],
+    &["nginx", "5"],
+    &["-5"],
+    &["5x"],
+    &["0"],
+    &["1e300"],
+    &["5", "0"],
+    &["5", "1.5"],
+    &["5", "10", "15"],
+    &["-p"],
+    &["-p", ""],
+    &["-p", " "],
+    &["-p", "0"],
+    &["-p", "-1"],
+    &["-p", "12,0"],
+    &["-p", "12x"],
+    &["-p", "12", "34", "56", "78"],
+    &["-p", "no-such-program"],
+    &["-p", "1", "-c", "true"],
+    &["-p", "1", "--", "true"],
+    &["-p", "1", "--comm", "nginx"],
+    &["-p", "1", "--system"],
+    &["-p", "1", "--user", "nobody"],
+    &["-p", "1", "-z", "4X"],
+    &["-p", "1", "-z", "-4"],
+    &["-p", "1", "-z", "2K", "-Z", "1K"],
+    &["-p", "1", "-o", "soon"],
+    &["-p", "1", "-s", "0"],
+    &["-p", "1", "-s", "2", "--sample-bytes", "4K"],
+    &["-p", "1", "--sample-bytes", "0"],
+    &["-p", "1", "--sample-bytes", "8G"],
+    &["-p", "1", "-T", "0"],
+    &["-p", "1", "-T", "few"],
+    &["-p", "1", "--top-processes", "0"],
+    &["-p", "1", "--sort", "age"],
+    &["-p", "1", "-a", "-C"],
+    &["-p", "1", "-C", "--tid", "1"],
+    &["-p", "1", "--tid", "x"],
+    &["-p", "1", "--max-allocs", "0"],
+    &["-p", "1", "--stack-storage-size", "0"],
+    &["-p", "1", "--perf-max-stack-depth", "128"],
+    &["-p", "1", "--max-overhead", "0"],
+    &["-p", "1", "--unwind", "orc"],
+    &["-p", "1", "--probe-at", "exit"],
+    &["-p", "1", "--percpu"],
+    &["-p", "1", "--cache", "dentry"],
+    &["-p", "1", "--user-pages"],
+    &["-p", "1", "--alloc", "f:size=7"],
+    &["-p", "1", "--alloc", "f"],
+    &["-p", "1", "--realloc", "f:size=1"],
+    &["-p", "1", "--fail-on", "leaks"],
+    &["-p", "1", "--fail-on", "bytes=0"],
+    &["-p", "1", "--fail-on", "bytes=1X"],
+    &["-p", "1", "--error-exitcode", "3"],
+    &["-p", "1", "--by-line"],
+    &["-p", "1", "--since-mark", "--baseline", "x"],
+    &["-p", "1", "--no-such-option"],
+    &["-p", "1", "--folow"],
+    &["report", "x", "--htlm", "y"],
+    &["-c", ""],
+    &["-c", " "],
+    &["-c", "echo 'open"],
+    &["-c", "FOO=1 ./prog"],
+    &["-c", "true", "--", "true"],
+    &["-c", "true", "--percpu"],
+    &["--", ""],
+    &["--comm", ""],
+    &["--comm", "sixteen-letters!"],
+    &["--comm", "a", "--cgroup", "b"],
+    &["--container", "web"],
+    &["-f"],
+    &["-O", "x.so"],
+    &["--no-mmap"],
+    &["report"],
+    &["report", "--nope"],
+    &["report", "-T", "few", "x"],
+    &["completions", "tcsh"],
+];
+
+#[test]
+fn completions_name_the_options() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = text_of(&["completions", shell]);
+        assert!(script.contains("show-allocs"), "{shell}: {script}");
+    }
+}
+
 #[test]
 fn kernel_mode_says_what_it_does() {
     // Without a target memleak traces the kernel, which needs privileges that this test does not ask for: it

@@ -1,6 +1,8 @@
 //! From arguments to options: every value checked, every default settled, conflicts refused.
 //! Pure: no I/O, no look at the system.
 
+mod shell;
+
 use std::ffi::OsString;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -20,6 +22,12 @@ use crate::symbolize::Naming;
 
 /// One sample in a GiB: what the programs' arithmetic can hold.
 const MAX_SAMPLE_BYTES: u32 = 1 << 30;
+
+/// Processes of one name that an error lists at the most.
+const MAX_LISTED: usize = 20;
+
+/// From this number on, one that stands alone is rather a process than seconds.
+const LIKELY_PROCESS: f64 = 300.0;
 
 /// Bytes of a process's name.
 const MAX_NAME: usize = 15;
@@ -138,6 +146,8 @@ pub struct Options {
     pub live: LiveArguments,
     /// Say what is probed and how.
     pub verbose: bool,
+    /// What may not be meant as it was typed; to be said before anything else.
+    pub hints: Vec<String>,
 }
 
 impl Options {
@@ -152,12 +162,16 @@ impl Options {
     }
 }
 
-/// Checks the arguments. The error is one line that says what to change.
-pub fn validate(arguments: Arguments) -> Result<Options, String> {
+/// Checks the arguments. `find` gives the processes of a name. The error is one line that says what to change.
+///
+/// # Errors
+/// When something that was typed is wrong, or does not fit the rest.
+pub fn validate(arguments: Arguments, find: impl Fn(&str) -> Vec<u32>) -> Result<Options, String> {
     let recording = validate_recording(&arguments)?;
     let reporting = validate_reporting(&arguments)?;
     // a day's worth of centuries is enough, and far below where a Duration would overflow
-    if !(arguments.interval > 0.0 && arguments.interval <= 1e9) {
+    let seconds = arguments.interval.seconds;
+    if !(seconds > 0.0 && seconds <= 1e9) {
         return Err("interval must be a number of seconds above 0, and at most 1e9".into());
     }
     if arguments.count == Some(0) {
@@ -169,14 +183,17 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
     {
         return Err("--max-overhead must be a percentage above 0".into());
     }
-    let target = validate_target(&arguments)?;
+    let target = validate_target(&arguments, find)?;
+    if target == TargetOption::Kernel {
+        refuse_lone_number(&arguments)?;
+    }
     if arguments.user.is_some() && !matches!(target, TargetOption::Command(_)) {
         return Err("--user is for a command (-c or --)".into());
     }
     refuse_other_target(&arguments, target == TargetOption::Kernel)?;
     Ok(Options {
         max_overhead: arguments.max_overhead,
-        interval: Duration::from_secs_f64(arguments.interval),
+        interval: Duration::from_secs_f64(seconds),
         count: arguments.count,
         object: arguments.obj.clone(),
         symbols_prefix: arguments.symbols_prefix.clone(),
@@ -202,7 +219,22 @@ pub fn validate(arguments: Arguments) -> Result<Options, String> {
         target,
         recording,
         reporting,
+        hints: arguments
+            .command
+            .as_deref()
+            .map_or_else(Vec::new, shell::hints),
     })
+}
+
+/// A number alone that is long for an interval and fits a process was meant as one.
+fn refuse_lone_number(arguments: &Arguments) -> Result<(), String> {
+    let seconds = arguments.interval.seconds;
+    match arguments.interval.bare && arguments.count.is_none() && seconds >= LIKELY_PROCESS {
+        true => Err(format!(
+            "did you mean -p {seconds}? To report on the kernel every {seconds} seconds, write {seconds}s"
+        )),
+        false => Ok(()),
+    }
 }
 
 fn own_functions(arguments: &Arguments) -> Result<Vec<OwnFunction>, String> {
@@ -217,9 +249,12 @@ fn own_functions(arguments: &Arguments) -> Result<Vec<OwnFunction>, String> {
         .collect()
 }
 
-fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
+fn validate_target(
+    arguments: &Arguments,
+    find: impl Fn(&str) -> Vec<u32>,
+) -> Result<TargetOption, String> {
     if !arguments.pid.is_empty() {
-        return Ok(TargetOption::Processes(process_ids(&arguments.pid)?));
+        return Ok(TargetOption::Processes(process_ids(&arguments.pid, find)?));
     }
     if let Some(choice) = validate_choice(arguments)? {
         return Ok(TargetOption::Chosen(choice));
@@ -227,38 +262,65 @@ fn validate_target(arguments: &Arguments) -> Result<TargetOption, String> {
     if let Some(command) = &arguments.command {
         let words = shell_words::split(command)
             .map_err(|_| format!("--command has an unclosed quote: {command}"))?;
-        return match words.is_empty() {
-            true => Err("--command must name a program to run".into()),
-            false => Ok(TargetOption::Command(
+        return match words.first().map(String::as_str) {
+            None | Some("") => Err("--command must name a program to run".into()),
+            Some(first) if shell::is_assignment(first) => Err(format!(
+                "--command runs no shell, which {first} is for: put env before it, as in -c 'env {command}'"
+            )),
+            Some(_) => Ok(TargetOption::Command(
                 words.into_iter().map(OsString::from).collect(),
             )),
         };
     }
-    match arguments.program.is_empty() {
-        true => Ok(TargetOption::Kernel),
-        false => Ok(TargetOption::Command(arguments.program.clone())),
+    match arguments.program.first() {
+        None => Ok(TargetOption::Kernel),
+        Some(program) if program.is_empty() => {
+            Err("-- must be followed by a program to run: the first word is empty".into())
+        }
+        Some(_) => Ok(TargetOption::Command(arguments.program.clone())),
     }
 }
 
-/// Ids in lists, with commas or, as pidof(1) has them, spaces between.
-fn process_ids(lists: &[String]) -> Result<Vec<u32>, String> {
+/// Ids or names in lists, with commas or, as pidof(1) has them, spaces between.
+fn process_ids(lists: &[String], find: impl Fn(&str) -> Vec<u32>) -> Result<Vec<u32>, String> {
     let words = lists
         .iter()
-        .flat_map(|list| list.split([',', ' ', '\n']))
+        .flat_map(|list| list.split([',', ' ', '\n', '\t']))
         .filter(|word| !word.is_empty());
     let mut pids = words
         .map(|word| match word.parse() {
             Ok(pid) if pid > 0 => Ok(pid),
-            _ => Err(format!(
-                "--pid must be a process id above 0, or several as in -p 12,34: {word}"
-            )),
+            _ if word.starts_with(|first: char| first.is_ascii_digit() || first == '-') => Err(
+                format!("--pid must be a process id above 0, or several as in -p 12,34: {word}"),
+            ),
+            _ => the_one_called(word, find(word)),
         })
         .collect::<Result<Vec<u32>, String>>()?;
     pids.sort_unstable();
     pids.dedup();
     match pids.is_empty() {
-        true => Err("--pid must be a process id above 0".into()),
+        true => Err("--pid must be a process id above 0, or a name: it is empty".into()),
         false => Ok(pids),
+    }
+}
+
+/// The process of a name, if it is only one.
+fn the_one_called(name: &str, pids: Vec<u32>) -> Result<u32, String> {
+    match pids[..] {
+        [pid] => Ok(pid),
+        [] => Err(format!("--pid {name}: no process of that name runs")),
+        _ => {
+            let shown: Vec<String> = pids.iter().take(MAX_LISTED).map(u32::to_string).collect();
+            let more = match pids.len() > MAX_LISTED {
+                true => ", …",
+                false => "",
+            };
+            Err(format!(
+                "--pid {name}: {} processes have that name: choose with -p {}{more}, or trace all of them with --comm {name}",
+                pids.len(),
+                shown.join(",")
+            ))
+        }
     }
 }
 
@@ -268,6 +330,9 @@ fn validate_choice(arguments: &Arguments) -> Result<Option<Choice>, String> {
     }
     if !arguments.comm.is_empty() {
         let patterns = arguments.comm.clone();
+        if patterns.iter().any(String::is_empty) {
+            return Err("--comm must be a process's name or a glob: it is empty".into());
+        }
         let long = patterns
             .iter()
             .find(|pattern| pattern.replace('*', "").len() > MAX_NAME);
@@ -383,6 +448,9 @@ fn validate_reporting(arguments: &Arguments) -> Result<Reporting, String> {
     if arguments.top_processes == 0 {
         return Err("--top-processes must be at least 1".into());
     }
+    if arguments.combined_only && arguments.show_allocs {
+        return Err("--combined-only keeps no blocks: leave out --show-allocs".into());
+    }
     if arguments.combined_only && !arguments.tid.is_empty() {
         return Err("--combined-only keeps no threads: leave out --tid".into());
     }
@@ -411,7 +479,12 @@ mod tests {
 
     fn options(arguments: &[&str]) -> Result<Options, String> {
         let arguments = std::iter::once("memleak").chain(arguments.iter().copied());
-        validate(Arguments::try_parse_from(arguments).map_err(|error| error.to_string())?)
+        let arguments = Arguments::try_parse_from(arguments).map_err(|error| error.to_string())?;
+        validate(arguments, |name| match name {
+            "one" => vec![12],
+            "two" => vec![12, 34],
+            _ => Vec::new(),
+        })
     }
 
     #[test]
@@ -441,6 +514,19 @@ mod tests {
         assert!(!options(&["-p", "12,12"]).unwrap().many_processes());
         assert!(options(&["-p", "12,34"]).unwrap().many_processes());
         assert!(options(&["-f", "-p", "12"]).unwrap().many_processes());
+    }
+
+    #[test]
+    fn a_process_may_be_named() {
+        let target = |arguments: &[&str]| options(arguments).unwrap().target;
+        assert_eq!(target(&["-p", "one"]), TargetOption::Processes(vec![12]));
+        assert_eq!(
+            target(&["-p", "one,7"]),
+            TargetOption::Processes(vec![7, 12])
+        );
+        assert_eq!(target(&["300s"]), TargetOption::Kernel);
+        assert_eq!(target(&["60"]), TargetOption::Kernel);
+        assert_eq!(target(&["600", "2"]), TargetOption::Kernel);
     }
 
     #[test]
@@ -513,6 +599,18 @@ mod tests {
             (vec!["-p", "1,0"], "--pid"),
             (vec!["-p", "1,x"], "--pid"),
             (vec!["-p", ""], "--pid"),
+            (vec!["-p", " "], "--pid"),
+            (vec!["-p", "nobody"], "no process of that name"),
+            (vec!["-p", "two"], "-p 12,34"),
+            (vec!["1234"], "-p 1234"),
+            (vec!["nginx"], "did you mean -p"),
+            (vec!["--", ""], "empty"),
+            (vec!["-c", "\"\" a"], "--command"),
+            (vec!["-c", "A=1 prog"], "env A=1 prog"),
+            (vec!["--comm", ""], "--comm"),
+            (vec!["-p", "1", "-a", "-C"], "--show-allocs"),
+            (vec!["-p", "1", "-z", "4X"], "64K"),
+            (vec!["-p", "1", "-o", "soon"], "2s"),
             (vec!["-p", "1", "--system"], "--system"),
             (vec!["--comm", "a", "--cgroup", "b"], "--comm"),
             (vec!["--comm", "sixteen-letters!"], "15 characters"),
