@@ -5,6 +5,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stderr, clippy::print_stdout))]
 
 pub mod analysis;
+pub mod check;
 pub mod cli;
 pub mod debuginfo;
 pub mod discovery;

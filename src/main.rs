@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser as _};
 
 use memleak::stderr::say;
-use memleak::{cli, offline, options, process, reader, session};
+use memleak::{check, cli, offline, options, process, reader, session};
 
 /// What a usage error ends with.
 const USAGE: u8 = 2;
@@ -25,6 +25,12 @@ fn main() -> ExitCode {
     match arguments.mode {
         Some(cli::Command::Report(report)) => {
             return match offline::run(*report) {
+                Ok(status) => ExitCode::from(status),
+                Err(error) => fail(&format!("{error:#}"), 1),
+            };
+        }
+        Some(cli::Command::Check(check)) => {
+            return match check::run(&check) {
                 Ok(status) => ExitCode::from(status),
                 Err(error) => fail(&format!("{error:#}"), 1),
             };

@@ -8,7 +8,7 @@ pub use report::ReportArguments;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{ArgGroup, Parser, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::analysis::SortKey;
 use crate::publish::{LiveArguments, NamingArguments};
@@ -305,11 +305,25 @@ pub struct Arguments {
 pub enum Command {
     /// Report on recordings and logs of earlier runs
     Report(Box<ReportArguments>),
+    /// Say what this machine offers and lacks for tracing, and, with -p, what tracing a process would be like
+    Check(CheckArguments),
     /// Print what completes memleak's options in a shell
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
     },
+}
+
+/// Say what this machine offers and lacks for tracing, and, with -p, what tracing a process would be like
+#[derive(Args, Clone, Debug)]
+pub struct CheckArguments {
+    /// Look at this process as well, by its id or its name; may be repeated
+    #[arg(short, long, value_name = "PID")]
+    pub pid: Vec<String>,
+
+    /// Print the facts as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// What `--probe-at` chooses.

@@ -281,8 +281,11 @@ fn validate_target(
     }
 }
 
-/// Ids or names in lists, with commas or, as pidof(1) has them, spaces between.
-fn process_ids(lists: &[String], find: impl Fn(&str) -> Vec<u32>) -> Result<Vec<u32>, String> {
+/// Ids or names in lists, with commas or, as pidof(1) has them, spaces between; none twice, by ascending id.
+///
+/// # Errors
+/// When one is no id and no single process's name, or there is none.
+pub fn process_ids(lists: &[String], find: impl Fn(&str) -> Vec<u32>) -> Result<Vec<u32>, String> {
     let words = lists
         .iter()
         .flat_map(|list| list.split([',', ' ', '\n', '\t']))

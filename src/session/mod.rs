@@ -25,12 +25,14 @@ use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use anyhow::Result;
+use clap::Parser as _;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::cli::Arguments;
 use crate::model::capture::Sampling;
 use crate::model::run::Reason;
 use crate::model::snapshot::WallTime;
-use crate::options::{Options, TargetOption};
+use crate::options::{Options, TargetOption, validate};
 use crate::process::{MappingEvents, Mappings, memory};
 use crate::reader;
 use crate::stderr::say;
@@ -390,6 +392,13 @@ fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
         kernel: None,
         verbose: options.verbose,
     }
+}
+
+/// How one process is traced where nothing else was asked for.
+pub fn default_config() -> Config {
+    let arguments = Arguments::parse_from(["memleak", "-p", "1"]);
+    let options = validate(arguments, |_| Vec::new());
+    config(&options.expect("the defaults are valid"), None)
 }
 
 /// Each process takes some open files: as many as may be had.

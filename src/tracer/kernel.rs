@@ -170,7 +170,7 @@ fn frames_of_zones(text: &str) -> u64 {
 /// One line that says what is missing: the privilege, or type information in the kernel.
 pub fn check() -> Result<()> {
     check_privilege()?;
-    if !Path::new(KERNEL_BTF).exists() {
+    if !has_type_information() {
         bail!(
             "the kernel has no type information ({KERNEL_BTF}): \
              run a kernel built with CONFIG_DEBUG_INFO_BTF=y"
@@ -179,11 +179,24 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-fn check_privilege() -> Result<()> {
+/// Whether the kernel has type information, by which programs find what they read.
+pub fn has_type_information() -> bool {
+    Path::new(KERNEL_BTF).exists()
+}
+
+/// The capabilities that tracing needs and this process lacks, by name.
+///
+/// # Errors
+/// Fails when they can't be read.
+pub fn missing_rights() -> Result<Vec<&'static str>> {
     let held = capabilities(None)
         .context("failed to read the capabilities of this process")?
         .effective;
-    let missing = missing_capabilities(held);
+    Ok(missing_capabilities(held))
+}
+
+fn check_privilege() -> Result<()> {
+    let missing = missing_rights()?;
     if missing.is_empty() {
         return Ok(());
     }

@@ -6,6 +6,7 @@ mod support;
 
 mod allocator_mappings;
 mod allocators;
+mod check;
 mod ends;
 mod errors;
 mod exact_flow;
