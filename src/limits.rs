@@ -42,6 +42,9 @@ pub const INLINED: usize = 64;
 /// Bytes of a section with unwind information.
 pub const FRAME_SECTION: u64 = 64 << 20;
 
+/// Bytes that the symbol table which a stripped object carries compressed may inflate to.
+pub const MINI_DEBUG_INFO: usize = 64 << 20;
+
 /// Pages of 64 KiB of code that one file has unwind rows for: 1 GiB.
 pub const CODE_PAGES: u64 = 16 << 10;
 

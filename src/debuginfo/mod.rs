@@ -3,6 +3,7 @@
 
 mod demangle;
 mod facts;
+mod mini;
 mod places;
 
 pub use facts::{Facts, Segment, checksum, facts, segments};

@@ -2,6 +2,7 @@
 //! Runs in the reader, for files say what they like; which file knows what is found elsewhere.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::{Path, PathBuf};
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::demangle::{bounded_bytes, demangle};
 use super::facts::{Segment, segments};
+use super::mini::MiniSymbols;
 use crate::limits;
 
 /// Places to be looked up in an object, and how.
@@ -108,6 +110,8 @@ impl NamedPlace {
 pub struct Namer {
     /// For names with inlined functions, and without.
     resolvers: [Option<Resolver>; 2],
+    /// What stripped objects carry themselves, with their segments.
+    mini: HashMap<PathBuf, Option<(Vec<Segment>, MiniSymbols)>>,
 }
 
 impl Namer {
@@ -130,12 +134,19 @@ impl Namer {
                     true => Vec::new(),
                     false => read_segments(file).unwrap_or_default(),
                 };
+                let mini = self
+                    .mini
+                    .entry(file.clone())
+                    .or_insert_with(|| read_mini(file));
+                let carried = |offset| {
+                    let (segments, symbols) = mini.as_ref()?;
+                    symbols.look_up(address_of(segments, offset)?)
+                };
                 let place = |offset: &u64| {
-                    let address = segments
-                        .iter()
-                        .find_map(|segment: &Segment| segment.address_of(*offset));
-                    address
+                    address_of(&segments, *offset)
                         .and_then(|address| look_up_address(resolver, debug, address, simple))
+                        // the exported functions are in none of both tables
+                        .or_else(|| carried(*offset))
                         .or_else(|| look_up_offset(resolver, file, *offset, simple))
                 };
                 offsets.iter().map(place).collect()
@@ -150,6 +161,21 @@ fn read_segments(path: &Path) -> Option<Vec<Segment>> {
     // SAFETY: the file is mapped read-only. Should somebody truncate it, the reader ends, which is what it is for.
     let data = unsafe { Mmap::map(&file) }.ok()?;
     segments(&data)
+}
+
+/// The address that an object gives to what it has at an offset.
+fn address_of(segments: &[Segment], offset: u64) -> Option<u64> {
+    segments
+        .iter()
+        .find_map(|segment| segment.address_of(offset))
+}
+
+#[allow(unsafe_code)] // as above
+fn read_mini(path: &Path) -> Option<(Vec<Segment>, MiniSymbols)> {
+    let file = File::open(path).ok()?;
+    // SAFETY: as above: the file is mapped read-only, in the reader.
+    let data = unsafe { Mmap::map(&file) }.ok()?;
+    Some((segments(&data)?, MiniSymbols::read(&data)?))
 }
 
 fn look_up_address(

@@ -443,6 +443,30 @@ fn debug_links_are_followed_beside_the_program_and_below_it() {
     assert_named(folder, &[]);
 }
 
+/// As Fedora strips: the functions that are not exported are in a compressed symbol table that the program carries.
+#[test]
+fn functions_are_named_by_the_compressed_symbol_table_that_a_program_carries() {
+    require_root();
+    let folder = split_program();
+    let folder = folder.path();
+    run_tool("objcopy", &["--strip-debug", "prog.debug", "mini"], folder);
+    run_tool("xz", &["mini"], folder);
+    let section = "--add-section=.gnu_debugdata=mini.xz";
+    run_tool(
+        "objcopy",
+        &["--remove-section=.gnu_debuglink", section, "prog"],
+        folder,
+    );
+    fs::remove_file(folder.join("prog.debug")).unwrap();
+    assert_eq!(name_of_leak(folder, &[]).0, "leak_and_leave");
+    // a table that is cut short names nothing and does no harm
+    let whole = fs::read(folder.join("mini.xz")).unwrap();
+    fs::write(folder.join("mini.xz"), &whole[..whole.len() / 2]).unwrap();
+    let update = "--update-section=.gnu_debugdata=mini.xz";
+    run_tool("objcopy", &[update, "prog"], folder);
+    assert_eq!(name_of_leak(folder, &[]).0, "[unknown]");
+}
+
 #[test]
 fn a_debug_file_of_another_build_is_not_believed() {
     require_root();
