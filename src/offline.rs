@@ -17,7 +17,7 @@ use crate::recording::{join, load};
 use crate::stderr::say;
 use crate::symbolize::DebugFiles;
 use crate::symbolize::resolve;
-use crate::visible::{Spelling, Visible};
+use crate::visible::{self, Emphasis, Spelling, Visible};
 
 /// Does what the arguments ask for. Returns the exit status.
 ///
@@ -91,7 +91,7 @@ fn name_frames(recording: &mut Recording, folder: &Path) -> Result<()> {
 
 fn print_text(findings: &Findings, top: usize) -> Result<()> {
     let out = BufWriter::new(io::stdout().lock());
-    let mut out = Visible::new(out, Spelling::Text);
+    let mut out = Visible::new(out, Spelling::Text).styled(visible::stdout_is_styled());
     let written = write_report(findings, top, &mut out).and_then(|()| out.flush());
     match written {
         // Whoever read our output has left: that is an end like any other.
@@ -100,7 +100,7 @@ fn print_text(findings: &Findings, top: usize) -> Result<()> {
     }
 }
 
-fn write_report(findings: &Findings, top: usize, out: &mut impl Write) -> io::Result<()> {
+fn write_report(findings: &Findings, top: usize, out: &mut impl Emphasis) -> io::Result<()> {
     let mut report: Report = findings.report.clone();
     report.top = top;
     let limits = Limits {
@@ -108,11 +108,12 @@ fn write_report(findings: &Findings, top: usize, out: &mut impl Write) -> io::Re
         processes: (!report.processes.is_empty()).then_some(usize::MAX),
     };
     limits.cut(&mut report.entries, |entry| (entry.tgid, entry.bytes));
-    write_text(&report, out)?;
+    write_text(&report, &findings.blame, out)?;
     growth::write(
         &findings.growing,
         findings.headroom.map(|headroom| headroom.limit),
         findings.growth_is_doubtful(),
+        &findings.blame,
         |tgid| {
             let name = report.process_name(tgid)?;
             Some(format!("pid {tgid} ({name})"))

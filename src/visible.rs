@@ -2,7 +2,7 @@
 //! Every stream and format that holds names passes through here; what is said is decided elsewhere.
 
 use std::borrow::Cow;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 /// Whether a character does something to a terminal or to the text around it instead of being seen.
 pub fn is_hidden(character: char) -> bool {
@@ -48,10 +48,32 @@ pub enum Spelling {
     Json,
 }
 
+/// A stream that may be able to make text stand out.
+pub trait Emphasis: Write {
+    /// Makes what follows bold, or ordinary again. What can't does nothing.
+    ///
+    /// # Errors
+    /// Whatever the stream fails with.
+    fn embolden(&mut self, _on: bool) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Emphasis for Vec<u8> {}
+
+/// Whether the standard output is a terminal whose user wants text to stand out.
+pub fn stdout_is_styled() -> bool {
+    let unset = |name: &str| std::env::var_os(name).is_none_or(|value| value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
+    io::stdout().is_terminal() && unset("NO_COLOR") && !dumb
+}
+
 /// A stream to which only what is seen, tabs and line ends pass. What is no UTF-8 is spelled `\xff`.
 pub struct Visible<W> {
     out: W,
     spelling: Spelling,
+    styled: bool,
+    bold: bool,
     /// The beginning of a character whose rest has yet to come.
     begun: Vec<u8>,
 }
@@ -62,8 +84,16 @@ impl<W: Write> Visible<W> {
         Self {
             out,
             spelling,
+            styled: false,
+            bold: false,
             begun: Vec::new(),
         }
+    }
+
+    /// Lets text stand out, or not.
+    pub fn styled(mut self, styled: bool) -> Self {
+        self.styled = styled;
+        self
     }
 
     /// Passes on text, and what is between it, if the latter is no character that has just begun.
@@ -136,6 +166,21 @@ impl<W: Write> Write for Visible<W> {
         let begun = std::mem::take(&mut self.begun);
         self.bytes(&begun)?;
         self.out.flush()
+    }
+}
+
+impl<W: Write> Emphasis for Visible<W> {
+    fn embolden(&mut self, on: bool) -> io::Result<()> {
+        let begun = std::mem::take(&mut self.begun);
+        self.bytes(&begun)?;
+        if !self.styled || self.bold == on {
+            return Ok(());
+        }
+        self.bold = on;
+        self.out.write_all(match on {
+            true => b"\x1b[1m",
+            false => b"\x1b[22m",
+        })
     }
 }
 

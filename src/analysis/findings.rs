@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::blame::Blame;
 use super::compare::Baseline;
 use super::gate::Outcome;
 use super::growth::{self, Growth};
@@ -63,6 +64,8 @@ pub struct Findings {
     pub headroom: Option<Headroom>,
     /// What the filter left out of the last report.
     pub left_out: LeftOut,
+    /// Who is to blame for stacks.
+    pub blame: Blame,
     /// Numbers of the recording's stacks that the filter left out altogether.
     pub hidden_stacks: Vec<usize>,
 }
@@ -183,7 +186,7 @@ fn with_entries(report: Report, entries: Vec<Entry>) -> Report {
 }
 
 /// Judges a recording.
-pub fn findings(recording: &Recording, filter: &Filter) -> Findings {
+pub fn findings(recording: &Recording, filter: &Filter, blame: &Blame) -> Findings {
     let verdicts = growth::analyze(recording);
     let growth_of: HashMap<usize, Growth> = verdicts
         .iter()
@@ -223,6 +226,7 @@ pub fn findings(recording: &Recording, filter: &Filter) -> Findings {
             .rev()
             .find_map(|snapshot| snapshot.headroom),
         left_out,
+        blame: blame.clone(),
         hidden_stacks,
     }
 }

@@ -77,7 +77,7 @@ pub fn short_id(identity: &str) -> String {
 
 /// A function's name without what compilers append to it, which changes with the code around it: GCC's
 /// `.constprop.0`, `.isra.0`, `.part.0` and `.cold`, LLVM's `.llvm.123`, and the hash of old Rust manglings.
-fn plain_name(name: &str) -> &str {
+pub fn plain_name(name: &str) -> &str {
     let suffixes = [
         ".constprop.",
         ".isra.",

@@ -96,6 +96,18 @@ pub fn account(class: Class, frames: &[Frame], percpu: bool) -> Account {
     }
 }
 
+/// Whether a function of the kernel allocates on behalf of its caller.
+pub fn is_allocator(name: &str) -> bool {
+    let tables: [&[&str]; 5] = [
+        &PAGE_ALLOCATOR,
+        &SLAB_PAGES,
+        &SLAB_RECORDS,
+        &SLAB_ALLOCATOR,
+        &PERCPU,
+    ];
+    tables.iter().any(|table| starts_with(name, table))
+}
+
 fn starts_with(name: &str, prefixes: &[&str]) -> bool {
     prefixes.iter().any(|prefix| name.starts_with(prefix))
 }

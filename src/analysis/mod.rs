@@ -1,6 +1,8 @@
 //! What the figures mean: ranking, growth, comparison, suppressions, gates. Pure: Snapshots in, decisions out;
 //! no I/O, no clock, no names.
 
+pub mod blame;
+pub mod calls;
 pub mod compare;
 pub mod findings;
 pub mod gate;

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Write};
 
-use cpp_demangle::{DemangleOptions, Symbol};
+use cpp_demangle::{BorrowedSymbol, DemangleOptions, Symbol};
 
 use crate::limits;
 
@@ -22,17 +22,30 @@ pub fn demangle(name: &str) -> String {
     let mut text = Bounded::default();
     let demangled = match rustc_demangle::try_demangle(name) {
         Ok(rust) => write!(text, "{rust:#}").is_ok(),
-        Err(_) if MANGLED.iter().any(|prefix| name.starts_with(prefix)) => Symbol::new(name)
-            .is_ok_and(|symbol| {
-                let options = DemangleOptions::new();
-                symbol.structured_demangle(&mut text, &options).is_ok()
-            }),
+        Err(_) if MANGLED.iter().any(|prefix| name.starts_with(prefix)) => {
+            write_cpp(name, &mut text)
+        }
         Err(_) => false,
     };
     match demangled {
         true => text.0,
         false => name.to_owned(),
     }
+}
+
+/// Writes a name of C++; without its parameters, where their types are beyond the demangler: those of templates such as
+/// GCC's `std::make_shared` name what is no type by the letter of the ABI.
+fn write_cpp(name: &str, text: &mut Bounded) -> bool {
+    let options = DemangleOptions::new();
+    if let Ok(symbol) = Symbol::new(name) {
+        return symbol.structured_demangle(text, &options).is_ok();
+    }
+    let Ok((symbol, _)) = BorrowedSymbol::with_tail(name.as_bytes()) else {
+        return false;
+    };
+    // the result's type may be what was misread
+    let options = options.no_params().no_return_type();
+    symbol.structured_demangle(text, &options).is_ok() && !text.0.is_empty()
 }
 
 /// A name, or as much of it as may be, and a word that there is more.
@@ -77,6 +90,13 @@ mod tests {
         assert_eq!(demangle("_ZN3foo3bar17h0123456789abcdefE"), "foo::bar");
         assert_eq!(demangle("_RNvC6_123foo3bar"), "123foo::bar");
         assert_eq!(demangle("_Zx"), "_Zx");
+        // by GCC 12, in C++11 to 17
+        let make_shared = "_ZSt11make_sharedIN3app7SessionEJRiEESt10shared_ptrINSt9enable_ifIXntsrSt8is_arrayIT_E5\
+                           valueES6_E4typeEEDpOT0_";
+        assert_eq!(
+            demangle(make_shared),
+            "std::make_shared<app::Session, int&>"
+        );
     }
 
     /// Each template argument names the one before twice.

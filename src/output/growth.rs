@@ -1,16 +1,14 @@
 //! The list of growing stacks that ends the text report, from the third one on.
 //! BCC's own lines are `text`'s. As tools take the last line with "byte" in it for a report's, none here says it.
 
-use std::io::{self, Write};
+use std::io;
 
 use super::units;
+use crate::analysis::blame::{Blame, Culprit};
 use crate::analysis::findings::Finding;
-use crate::model::report::{Frame, Function};
+use crate::model::report::Frame;
 use crate::model::run::Limit;
-use crate::visible;
-
-/// Functions of a stack that its line names.
-const NAMES: usize = 4;
+use crate::visible::{self, Emphasis};
 
 /// The longest time left that is worth a word: a year, in seconds.
 const SOON_S: f64 = 365.25 * 86_400.0;
@@ -19,7 +17,7 @@ const SOON_S: f64 = 365.25 * 86_400.0;
 const LISTED: usize = 10;
 
 /// Writes the growing stacks, which arrive most severe first; nothing when there are none. `limit` is what the times
-/// left are about; `doubtful`: frees may be missing; `process` tells what to call a process, where there are several.
+/// left are about; `doubtful`: frees may be missing; `blame` says who is named; `process` tells what to call a process, where there are several.
 ///
 /// # Errors
 /// Whatever `out` fails with.
@@ -27,8 +25,9 @@ pub fn write(
     growing: &[Finding],
     limit: Option<Limit>,
     doubtful: bool,
+    blame: &Blame,
     process: impl Fn(u32) -> Option<String>,
-    out: &mut impl Write,
+    out: &mut impl Emphasis,
 ) -> io::Result<()> {
     if growing.is_empty() {
         return Ok(());
@@ -41,7 +40,7 @@ pub fn write(
         false => writeln!(out, "Growing stacks, by proven rate:")?,
     }
     for finding in growing.iter().take(LISTED) {
-        write_finding(finding, limit, process(finding.entry.tgid), out)?;
+        write_finding(finding, limit, blame, process(finding.entry.tgid), out)?;
     }
     if growing.len() > LISTED {
         writeln!(out, "\tand {} more", growing.len() - LISTED)?;
@@ -52,8 +51,9 @@ pub fn write(
 fn write_finding(
     finding: &Finding,
     limit: Option<Limit>,
+    blame: &Blame,
     process: Option<String>,
-    out: &mut impl Write,
+    out: &mut impl Emphasis,
 ) -> io::Result<()> {
     let Finding { entry, growth } = finding;
     let rate = growth.rate.map_or(0.0, |rate| rate.bytes_per_s);
@@ -84,41 +84,37 @@ fn write_finding(
     if let Some(process) = process {
         write!(out, ", {}", visible::line(&process))?;
     }
-    writeln!(out, ": {}", chain(entry.frames.as_deref()))
+    write!(out, ": ")?;
+    write_culprit(entry.frames.as_deref(), blame, out)?;
+    writeln!(out)
 }
 
-/// The innermost functions with a name, and where the first is: "slow_leak < main \[service\]".
-fn chain(frames: Option<&[Frame]>) -> String {
+/// Who is to blame, where, and in which object: `Server::open server.cpp:12 [server]`.
+fn write_culprit(
+    frames: Option<&[Frame]>,
+    blame: &Blame,
+    out: &mut impl Emphasis,
+) -> io::Result<()> {
     let Some(frames) = frames else {
-        return "stack not stored".to_owned();
+        return write!(out, "stack not stored");
     };
-    let names: Vec<String> = frames.iter().flat_map(names).take(NAMES).collect();
-    let module = frames.iter().find_map(|frame| frame.module.as_ref());
-    let module = module.map_or(String::new(), |module| {
-        format!(" [{}]", visible::line(&module.name()))
-    });
-    let names = if names.is_empty() {
-        "[unknown]".to_owned()
-    } else {
-        names.join(" < ")
+    let Some(culprit) = blame.culprit(frames) else {
+        return write!(out, "[unknown]");
     };
-    names + &module
+    out.embolden(true)?;
+    write!(out, "{}", visible::line(&culprit.function))?;
+    out.embolden(false)?;
+    write!(out, "{}", whereabouts(&culprit))
 }
 
-/// The functions of a frame as the report's own lines name them, so that they can be found there.
-fn names(frame: &Frame) -> Vec<String> {
-    let inlined = frame
-        .inlined
-        .iter()
-        .map(|function| visible::line(&function.name).into_owned());
-    let function = |function: &Function| {
-        format!(
-            "{}+{:#x}",
-            visible::line(&function.name),
-            frame.function_offset
-        )
-    };
-    inlined
-        .chain(frame.function.as_ref().map(function))
-        .collect()
+/// ` server.cpp:12 [server]`, as far as it is known.
+fn whereabouts(culprit: &Culprit) -> String {
+    let place = culprit
+        .place()
+        .map_or(String::new(), |place| format!(" {}", visible::line(&place)));
+    let module = culprit.module.as_ref().map_or(String::new(), |module| {
+        let name = module.name();
+        format!(" [{}]", visible::line(name.trim_matches(['[', ']'])))
+    });
+    place + &module
 }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use jiff::tz::Offset;
 use serde::Serialize;
 
+use crate::analysis::blame::{Blame, Culprit};
 use crate::analysis::findings::{Finding, Findings, Hidden};
 use crate::analysis::gate::Tripped;
 use crate::analysis::growth::Growth;
@@ -118,7 +119,19 @@ struct EntryPart<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_ns: Option<u64>,
     growth: GrowthPart,
+    blame: Option<BlamePart>,
     frames: Option<Vec<FramePart<'a>>>,
+}
+
+#[derive(Serialize)]
+struct BlamePart {
+    function: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    file: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    module: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -220,13 +233,13 @@ fn document<'a>(
         in_baseline: totals(&findings.left_out.known),
         processes: report.processes.iter().map(process_part).collect(),
         entries: entries
-            .map(|(entry, growth)| entry_part(entry, growth))
+            .map(|(entry, growth)| entry_part(entry, growth, &findings.blame))
             .collect(),
         allocations: report.allocations.iter().map(allocation_part).collect(),
         growing: findings
             .growing
             .iter()
-            .map(|Finding { entry, growth }| entry_part(entry, growth))
+            .map(|Finding { entry, growth }| entry_part(entry, growth, &findings.blame))
             .collect(),
         growth_is_doubtful: findings.growth_is_doubtful(),
         tripped: tripped
@@ -278,7 +291,7 @@ fn totals(hidden: &Hidden) -> Totals {
     }
 }
 
-fn entry_part<'a>(entry: &'a Entry, growth: &Growth) -> EntryPart<'a> {
+fn entry_part<'a>(entry: &'a Entry, growth: &Growth, blame: &Blame) -> EntryPart<'a> {
     let frames = entry.frames.as_deref();
     EntryPart {
         id: identity::short_id(&identity::identity(
@@ -293,7 +306,22 @@ fn entry_part<'a>(entry: &'a Entry, growth: &Growth) -> EntryPart<'a> {
         count: entry.count,
         oldest_ns: entry.oldest_ns,
         growth: growth_part(growth),
+        blame: frames
+            .and_then(|frames| blame.culprit(frames))
+            .map(blame_part),
         frames: frames.map(|frames| frames.iter().map(frame_part).collect()),
+    }
+}
+
+fn blame_part(culprit: Culprit) -> BlamePart {
+    let location = culprit.location.as_ref();
+    BlamePart {
+        file: location.map(|location| location.file.to_string_lossy().into_owned()),
+        line: location.and_then(|location| location.line),
+        module: culprit
+            .module
+            .map(|module| module.path.to_string_lossy().into_owned()),
+        function: culprit.function,
     }
 }
 

@@ -5,14 +5,16 @@ use std::collections::BTreeSet;
 use std::io::{self, Write};
 
 use super::units;
+use crate::analysis::blame::Blame;
+use crate::analysis::calls::calls;
 use crate::model::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry, Report};
-use crate::visible;
+use crate::visible::{self, Emphasis};
 
 /// Processes that are listed of those that have ended and left nothing.
 const LISTED: usize = 10;
 
-/// Writes a report.
-pub fn write_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
+/// Writes a report; the calls to blame stand out where they can.
+pub fn write_text(report: &Report, blame: &Blame, out: &mut impl Emphasis) -> io::Result<()> {
     let (hour, minute, second) = report.time.hms();
     writeln!(
         out,
@@ -20,29 +22,30 @@ pub fn write_text(report: &Report, out: &mut impl Write) -> io::Result<()> {
         report.top
     )?;
     match report.processes.is_empty() {
-        true => write_part(report, |_| true, out),
-        false => write_processes(report, out),
+        true => write_part(report, blame, |_| true, out),
+        false => write_processes(report, blame, out),
     }
 }
 
 /// What belongs to the processes that are wanted: blocks, then stacks.
 fn write_part(
     report: &Report,
+    blame: &Blame,
     wanted: impl Fn(u32) -> bool,
-    out: &mut impl Write,
+    out: &mut impl Emphasis,
 ) -> io::Result<()> {
     for listed in report.allocations.iter().filter(|of| wanted(of.tgid)) {
         write_allocation(listed, out)?;
     }
     for entry in report.entries.iter().filter(|of| wanted(of.tgid)) {
-        write_entry(entry, report.estimated, out)?;
+        write_entry(entry, report.estimated, blame, out)?;
     }
     Ok(())
 }
 
 /// A part for each process, the one that holds most last. Those that hold nothing are left out, unless they have
 /// ended. As tools take the last line with "byte" in it for a report's, none here says it.
-fn write_processes(report: &Report, out: &mut impl Write) -> io::Result<()> {
+fn write_processes(report: &Report, blame: &Blame, out: &mut impl Emphasis) -> io::Result<()> {
     let shown: BTreeSet<u32> = report.entries.iter().map(|entry| entry.tgid).collect();
     let mut processes: Vec<&ProcessEntry> = report.processes.iter().collect();
     processes.sort_by_key(|process| (process.bytes, process.count, process.tgid));
@@ -83,7 +86,7 @@ fn write_processes(report: &Report, out: &mut impl Write) -> io::Result<()> {
     for process in part {
         let ended = if process.ended { ", ended" } else { "" };
         writeln!(out, "Process {}{ended}:", of_process(process))?;
-        write_part(report, |tgid| tgid == process.tgid, out)?;
+        write_part(report, blame, |tgid| tgid == process.tgid, out)?;
     }
     Ok(())
 }
@@ -112,29 +115,45 @@ fn write_allocation(listed: &ListedAllocation, out: &mut impl Write) -> io::Resu
     writeln!(out)
 }
 
-fn write_entry(entry: &Entry, estimated: bool, out: &mut impl Write) -> io::Result<()> {
+fn write_entry(
+    entry: &Entry,
+    estimated: bool,
+    blame: &Blame,
+    out: &mut impl Emphasis,
+) -> io::Result<()> {
     let about = if estimated { "~" } else { "" };
     writeln!(
         out,
         "\t{about}{} bytes in {about}{} allocations from stack",
         entry.bytes, entry.count
     )?;
-    match &entry.frames {
-        Some(frames) => frames.iter().try_for_each(|frame| write_frame(frame, out)),
-        None => writeln!(out, "\t\t[stack not stored]"),
+    let Some(frames) = &entry.frames else {
+        return writeln!(out, "\t\t[stack not stored]");
+    };
+    // every frame is as many calls as it has functions
+    let mut to_blame = blame.position(&calls(frames)) as isize;
+    for frame in frames {
+        let strong = usize::try_from(to_blame).ok();
+        write_frame(frame, strong, out)?;
+        to_blame -= frame.inlined.len() as isize + 1;
     }
+    Ok(())
 }
 
-fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
+/// Writes a frame's lines; the one at `strong`, counted from the frame's first, stands out.
+fn write_frame(frame: &Frame, strong: Option<usize>, out: &mut impl Emphasis) -> io::Result<()> {
     let address = frame.address;
-    for function in &frame.inlined {
+    for (at, function) in frame.inlined.iter().enumerate() {
+        out.embolden(strong == Some(at))?;
         write!(
             out,
             "\t\t0x{address:016x}\t{} [inlined]",
             visible::line(&function.name)
         )?;
         write_location(function, out)?;
+        out.embolden(false)?;
     }
+    out.embolden(strong == Some(frame.inlined.len()))?;
     write!(out, "\t\t0x{address:016x}\t")?;
     match &frame.function {
         Some(function) => write!(
@@ -149,9 +168,10 @@ fn write_frame(frame: &Frame, out: &mut impl Write) -> io::Result<()> {
         write!(out, " {}", bracketed(&visible::line(&module.name())))?;
     }
     match &frame.function {
-        Some(function) => write_location(function, out),
-        None => writeln!(out),
+        Some(function) => write_location(function, out)?,
+        None => writeln!(out)?,
     }
+    out.embolden(false)
 }
 
 /// Pseudo modules such as `[vdso]` have their brackets already.
@@ -263,7 +283,7 @@ mod tests {
 
     fn text(report: &Report) -> String {
         let mut out = Vec::new();
-        write_text(report, &mut out).unwrap();
+        write_text(report, &Blame::default(), &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

@@ -39,6 +39,10 @@ pub struct OutputArguments {
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub pprof: Option<PathBuf>,
 
+    /// Pass over functions and modules that match when a stack's culprit is named; may be repeated
+    #[arg(long, value_name = "GLOB", help_heading = "Stacks")]
+    pub blame_skip: Vec<String>,
+
     /// Show only what is new or grew since this recording or log
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     pub baseline: Option<PathBuf>,

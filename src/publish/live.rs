@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use super::{OutputArguments, Published, Publisher, file};
+use crate::analysis::blame::Blame;
 use crate::analysis::findings::Filter;
 use crate::model::report::{ListedAllocation, Report};
 use crate::model::run::Header;
@@ -118,6 +119,11 @@ impl LiveRun {
     /// Marks a baseline: with `--since-mark`, later reports show only what came after `report`.
     pub fn mark(&mut self, report: &Report) {
         self.publisher.mark(&report.entries);
+    }
+
+    /// Who is to blame for stacks.
+    pub fn blame(&self) -> &Blame {
+        self.publisher.blame()
     }
 
     /// What to leave out of what is shown.

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, anyhow, ensure};
 
 pub use self::arguments::{NamingArguments, OutputArguments};
 pub use self::live::{LiveArguments, LiveRun};
+use crate::analysis::blame::Blame;
 use crate::analysis::compare::Baseline;
 use crate::analysis::findings::{self, Filter, Findings, Hidden};
 use crate::analysis::gate::{self, Tripped};
@@ -30,6 +31,7 @@ use crate::recording::load;
 pub struct Publisher {
     arguments: OutputArguments,
     filter: Filter,
+    blame: Blame,
 }
 
 /// What publishing came to.
@@ -61,7 +63,16 @@ impl Publisher {
             suppressions: suppressions(&arguments)?,
             baseline: baseline(&arguments)?,
         };
-        Ok(Publisher { arguments, filter })
+        Ok(Publisher {
+            blame: Blame::new(&arguments.blame_skip),
+            arguments,
+            filter,
+        })
+    }
+
+    /// Who is to blame for stacks.
+    pub fn blame(&self) -> &Blame {
+        &self.blame
     }
 
     /// What to leave out of every report.
@@ -102,7 +113,7 @@ impl Publisher {
         if self.arguments.since_mark {
             filter.baseline = last_mark(recording);
         }
-        findings::findings(recording, &filter)
+        findings::findings(recording, &filter, &self.blame)
     }
 
     /// Writes the outputs and judges the gates.
@@ -180,6 +191,7 @@ impl Publisher {
         let page = html::Page {
             recording,
             growth: &growth::analyze(recording),
+            blame: &self.blame,
             notes: &notes,
         };
         html::write(&page, &mut out)

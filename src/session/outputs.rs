@@ -8,6 +8,7 @@ use anyhow::Result;
 
 use crate::analysis::Limits;
 use crate::analysis::SortKey;
+use crate::analysis::blame::Blame;
 use crate::analysis::findings::Finding;
 use crate::analysis::growth::Growth;
 use crate::analysis::history::{History, Key};
@@ -122,6 +123,11 @@ impl Outputs {
     /// Whether an output goes to the standard output, where no report may then be printed.
     pub fn takes_stdout(&self) -> bool {
         self.run.takes_stdout()
+    }
+
+    /// Who is to blame for stacks.
+    pub fn blame(&self) -> &Blame {
+        self.run.blame()
     }
 
     /// How many stacks a report must name for what was asked: all of them, or those that are shown.

@@ -63,13 +63,14 @@ pub struct Reporter<'a> {
 impl<'a> Reporter<'a> {
     /// Prints to the standard output, unless one of the outputs goes there.
     pub fn new(reporting: &'a Reporting, outputs: Outputs) -> Self {
+        let styled = !outputs.takes_stdout() && visible::stdout_is_styled();
         let stream: Box<dyn Write> = match outputs.takes_stdout() {
             true => Box::new(io::sink()),
             false => Box::new(io::stdout()),
         };
         Self {
             reporting,
-            out: Visible::new(WholeLines::new(stream), Spelling::Text),
+            out: Visible::new(WholeLines::new(stream), Spelling::Text).styled(styled),
             outputs,
         }
     }
@@ -121,7 +122,7 @@ impl<'a> Reporter<'a> {
     ) -> Result<()> {
         let report = self.name(snapshot, &occasion.processes, names)?;
         let report = self.outputs.take(snapshot, report, occasion);
-        write_text(&report, &mut self.out)?;
+        write_text(&report, self.outputs.blame(), &mut self.out)?;
         if !occasion.ended_only {
             self.write_growth(snapshot, occasion, names)?;
         }
@@ -213,6 +214,7 @@ impl<'a> Reporter<'a> {
             &findings,
             limit,
             doubtful,
+            self.outputs.blame(),
             named,
             &mut self.out,
         )?)

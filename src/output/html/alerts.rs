@@ -8,7 +8,6 @@ use super::markup::{escape, name_of, path_of};
 use super::run::last_losses;
 use super::{Page, growing, words};
 use crate::analysis::growth::{StackGrowth, Verdict};
-use crate::model::run::Recording;
 
 /// Alerts that are spelled out; further ones are counted.
 const MOST_ALERTS: usize = 12;
@@ -31,7 +30,7 @@ pub fn alerts(page: &Page<'_>, places: &HashMap<usize, usize>) -> String {
         "<p class=\"hint\">fastest proven rate first</p></div>\n<div class=\"alerts\">\n",
     );
     for stack in growing.iter().take(MOST_ALERTS) {
-        html.push_str(&alert(page.recording, stack, places.get(&stack.stack)));
+        html.push_str(&alert(page, stack, places.get(&stack.stack)));
     }
     html.push_str("</div>\n");
     let more = growing.len().saturating_sub(MOST_ALERTS);
@@ -78,7 +77,7 @@ fn no_alert(page: &Page<'_>) -> String {
     format!("<p class=\"{class}\"><b>{lead}</b><span>{rest}</span></p>")
 }
 
-fn alert(recording: &Recording, stack: &StackGrowth, place: Option<&usize>) -> String {
+fn alert(page: &Page<'_>, stack: &StackGrowth, place: Option<&usize>) -> String {
     let growth = &stack.growth;
     let mut facts = Vec::new();
     if let Some(rate) = growth.rate {
@@ -116,7 +115,7 @@ fn alert(recording: &Recording, stack: &StackGrowth, place: Option<&usize>) -> S
         .unwrap_or_default();
     format!(
         "<article class=\"alert\"{place}>\n<div><h3 class=\"alert-name\"><bdi>{}</bdi></h3>\n<p class=\"alert-path\"><bdi>{}</bdi></p>\n<p class=\"alert-facts\">{facts}</p></div>\n<div class=\"alert-side\"></div>\n</article>\n",
-        escape(&name_of(recording, stack.stack)),
-        escape(&path_of(recording, stack.stack)),
+        escape(&name_of(page, stack.stack)),
+        escape(&path_of(page, stack.stack)),
     )
 }

@@ -132,7 +132,7 @@ fn growing_sentence(
     growing: &[&StackGrowth],
     worst: &StackGrowth,
 ) -> Sentence {
-    let name = code(&name_of(page.recording, worst.stack));
+    let name = code(&name_of(page, worst.stack));
     let gains = match worst.growth.rate {
         Some(rate) => format!("gains {}", words::rate(rate.bytes_per_s)),
         None => "gains memory in every snapshot".to_owned(),

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 
 use serde::Serialize;
 
-use super::calls::{Call, short, visible};
+use super::markup::visible;
+use crate::analysis::calls::{Call, short};
 
 /// What stands for "unknown" in place of an index.
 const NONE: i64 = -1;

@@ -2,7 +2,6 @@
 //! Puts the page together; what is on it is made in the folder beside, and nothing here judges figures.
 
 mod alerts;
-mod calls;
 mod headline;
 mod intern;
 mod markup;
@@ -18,6 +17,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
+use crate::analysis::blame::Blame;
 use crate::analysis::growth::StackGrowth;
 use crate::model::run::Recording;
 
@@ -60,6 +60,8 @@ pub struct Page<'a> {
     pub recording: &'a Recording,
     /// What the analysis says of each stack, most severe first. Stacks that it leaves out have no verdict.
     pub growth: &'a [StackGrowth],
+    /// Who is to blame for stacks.
+    pub blame: &'a Blame,
     /// Sentences to show under the headline, such as what was suppressed or compared. Plain text.
     pub notes: &'a [String],
 }
@@ -81,7 +83,7 @@ pub fn write(page: &Page<'_>, out: &mut impl Write) -> io::Result<()> {
             "certainty" => certainty(page).to_owned(),
             "headline" => headline::headline(page),
             "alerts" => alerts::alerts(page, &data.places),
-            "largest" => run::largest(page.recording),
+            "largest" => run::largest(page),
             "losses" => run::losses(page.recording),
             "run" => run::run(page.recording),
             "foot" => run::foot(),

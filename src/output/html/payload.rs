@@ -7,10 +7,11 @@ use std::io;
 use serde::Serialize;
 
 use super::Page;
-use super::calls::{blame, calls};
 use super::intern::{CallEntry, ModuleEntry, Tables};
 use super::select::{Chosen, Selection, peaks, select};
 use super::thin::{Buckets, Lane};
+use crate::analysis::blame::Blame;
+use crate::analysis::calls::calls;
 use crate::analysis::growth::{Growth, Verdict};
 use crate::model::run::{Reason, Recording};
 use crate::model::snapshot::WallTime;
@@ -144,7 +145,7 @@ fn build(page: &Page<'_>, selection: &Selection<'_>, peaks: &[u64]) -> Payload {
             spark,
             peak: peaks.get(chosen.stack).copied().unwrap_or(0),
             growth: growth.get(&chosen.stack).map(|growth| growth_data(growth)),
-            ..stack_data(chosen, &mut tables)
+            ..stack_data(chosen, page.blame, &mut tables)
         })
         .collect();
     Payload {
@@ -295,11 +296,11 @@ fn rss(recording: &Recording, buckets: &Buckets) -> Option<Vec<Option<u64>>> {
         .then(|| buckets.thin(&values))
 }
 
-fn stack_data(chosen: &Chosen<'_>, tables: &mut Tables) -> StackData {
+fn stack_data(chosen: &Chosen<'_>, blame: &Blame, tables: &mut Tables) -> StackData {
     let frames = chosen.record.frames.as_deref().map(calls);
     let figure = chosen.last;
     StackData {
-        blame: frames.as_deref().map_or(0, blame),
+        blame: frames.as_deref().map_or(0, |calls| blame.position(calls)),
         calls: frames.map(|frames| frames.iter().map(|call| tables.call(call)).collect()),
         bytes: figure.map_or(0, |figure| figure.bytes),
         count: figure.map_or(0, |figure| figure.count),

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use super::Page;
 use super::intern::hex;
 use super::markup::{code, escape, name_of, path_of, seconds, target};
 use super::words;
@@ -15,8 +16,8 @@ use crate::model::run::{Recording, Source};
 const MOST_PLAIN_ROWS: usize = 20;
 
 /// A plain table of the largest stacks, for viewers that run no scripts.
-pub fn largest(recording: &Recording) -> String {
-    let Some(last) = recording.snapshots.last() else {
+pub fn largest(page: &Page<'_>) -> String {
+    let Some(last) = page.recording.snapshots.last() else {
         return String::new();
     };
     let mut figures: Vec<_> = last.figures.iter().collect();
@@ -32,8 +33,8 @@ pub fn largest(recording: &Recording) -> String {
         let _ = writeln!(
             html,
             "<tr><td><code>{}</code> {}</td><td class=\"num\">{}</td><td class=\"num\">{}</td></tr>",
-            escape(&name_of(recording, stack)),
-            escape(&path_of(recording, stack)),
+            escape(&name_of(page, stack)),
+            escape(&path_of(page, stack)),
             words::bytes(figure.bytes as f64),
             words::count(figure.count)
         );

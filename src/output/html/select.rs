@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Page;
-use super::calls::{Call, calls};
 use super::intern::Tables;
+use crate::analysis::calls::{Call, calls};
 use crate::model::run::{Figure, Recording, StackRecord};
 
 /// Lines in the charts beside the total.

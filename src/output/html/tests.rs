@@ -36,6 +36,7 @@ fn page(sample: &Sample) -> String {
     let page = Page {
         recording: &sample.recording,
         growth: &sample.growth,
+        blame: &Blame::default(),
         notes: &sample.notes,
     };
     let mut bytes = Vec::new();
