@@ -2,15 +2,19 @@
 //! Reads only.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Fact;
 use crate::discovery::{Candidate, ObjectPlan, Wanted, discover, go_program, takes_stacks};
-use crate::files::{self, MOST_OBJECT_BYTES, proc};
+use crate::files::{Opened, proc};
 use crate::probes::{ProbeAt, Search};
 use crate::process::{Mappings, Process, name, translators};
 use crate::reader;
 use crate::symbolize::{Naming, Reach, Symbolizer};
+
+/// Files that are open at the same time.
+const OPEN_FILES: usize = 32;
 
 /// Objects that a line names at the most.
 const MOST_NAMED: usize = 4;
@@ -39,7 +43,7 @@ pub fn facts(pid: u32) -> Vec<Fact> {
         .iter()
         .filter_map(|object| {
             Some(Candidate {
-                path: object.openable_path()?,
+                file: Arc::clone(object.file()?),
                 shown: object.path.clone(),
             })
         })
@@ -90,7 +94,7 @@ fn state(process: &Process, pid: u32) -> Vec<Fact> {
 
 fn allocators(symbolizer: &Symbolizer, pid: u32, candidates: &[Candidate]) -> Vec<Fact> {
     let debug =
-        |path: &Path, known_as: &Path| symbolizer.debug_file(pid, path, known_as, Reach::Process);
+        |file: &Opened, known_as: &Path| symbolizer.debug_file(pid, file, known_as, Reach::Process);
     let wanted = Wanted {
         object: None,
         search: Search {
@@ -150,12 +154,11 @@ fn runtimes(candidates: &[Candidate]) -> Vec<Fact> {
 }
 
 fn stacks(candidates: &[Candidate]) -> Fact {
-    let files = candidates
-        .iter()
-        .map(|candidate| files::open(&candidate.path, MOST_OBJECT_BYTES).ok())
-        .map(|file| file?.file().try_clone().ok())
+    let open = |candidate: &Candidate| candidate.open().ok()?.file().try_clone().ok();
+    let tables: Vec<_> = candidates
+        .chunks(OPEN_FILES)
+        .flat_map(|some| reader::tables(some.iter().map(open).collect(), &mut |_, _: Duration| {}))
         .collect();
-    let tables = reader::tables(files, &mut |_, _: Duration| {});
     let without: Vec<&PathBuf> = candidates
         .iter()
         .zip(&tables)
@@ -182,12 +185,13 @@ fn stacks(candidates: &[Candidate]) -> Fact {
 /// Where lines and the names of static functions come from.
 fn names(symbolizer: &Symbolizer, pid: u32, candidates: &[Candidate]) -> Fact {
     let has_lines = |candidate: &Candidate| {
-        let opened = files::open(&candidate.path, MOST_OBJECT_BYTES).ok();
-        let facts = opened.and_then(|file| reader::facts(file.file()));
-        facts.is_some_and(|facts| facts.has_debug_info)
-            || symbolizer
-                .debug_file(pid, &candidate.path, &candidate.shown, Reach::Process)
-                .is_some()
+        candidate.open().is_ok_and(|file| {
+            let facts = reader::facts(file.file());
+            facts.is_some_and(|facts| facts.has_debug_info)
+                || symbolizer
+                    .debug_file(pid, &file, &candidate.shown, Reach::Process)
+                    .is_some()
+        })
     };
     let without: Vec<&PathBuf> = candidates
         .iter()

@@ -1,9 +1,9 @@
 //! Where dynamic linkers tell debuggers that they change what is mapped. What follows from that is decided elsewhere.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::Candidate;
-use crate::files::{self, MOST_OBJECT_BYTES};
+use crate::files::Opened;
 use crate::probes::Question;
 use crate::reader;
 
@@ -12,7 +12,7 @@ const HOOK: &str = "_dl_debug_state";
 
 /// The file of the dynamic linker among what a process maps, and the offset in it of the function that it calls for
 /// debuggers' sake; none in a static program.
-pub fn debug_hook(candidates: &[Candidate]) -> Option<(PathBuf, u64)> {
+pub fn debug_hook(candidates: &[Candidate]) -> Option<(Arc<Opened>, u64)> {
     candidates
         .iter()
         .filter(|candidate| {
@@ -21,11 +21,11 @@ pub fn debug_hook(candidates: &[Candidate]) -> Option<(PathBuf, u64)> {
             name.is_some_and(|name| name.as_encoded_bytes().starts_with(b"ld"))
         })
         .find_map(|candidate| {
-            let file = files::open(&candidate.path, MOST_OBJECT_BYTES).ok()?;
+            let file = candidate.open().ok()?;
             let question = Question::places(&[HOOK]);
             let found = reader::functions(file.file(), None, question).ok()?;
             let offset = found.places.into_iter().next()??;
-            Some((candidate.path.clone(), offset))
+            Some((file, offset))
         })
 }
 
@@ -38,14 +38,12 @@ mod tests {
         let candidates: Vec<Candidate> = crate::process::objects_of_command("/bin/true".as_ref())
             .unwrap()
             .into_iter()
-            .map(|path| Candidate {
-                shown: path.clone(),
-                path,
-            })
+            .map(Candidate::named)
             .collect();
         let (linker, offset) = debug_hook(&candidates).unwrap();
-        assert!(linker.to_string_lossy().contains("/ld-"), "{linker:?}");
+        let name = std::fs::read_link(linker.path()).unwrap();
+        assert!(name.to_string_lossy().contains("/ld-"), "{name:?}");
         assert!(offset > 0);
-        assert_eq!(debug_hook(&candidates[..1]), None);
+        assert!(debug_hook(&candidates[..1]).is_none());
     }
 }

@@ -9,10 +9,12 @@ pub use own_traces::takes_stacks;
 
 use std::collections::HashSet;
 use std::fs;
+use std::io;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::files::{self, MOST_OBJECT_BYTES, Opened};
+use crate::files::{self, Kept, Opened};
 use crate::probes::{Inspection, OwnFunction, Plan, Probe, Question, Search};
 use crate::reader;
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -20,8 +22,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 /// The functions to probe in one object.
 #[derive(Clone, Debug)]
 pub struct ObjectPlan {
-    /// A path that leads to the object's file.
-    pub path: PathBuf,
+    /// The object's file.
+    pub file: Arc<Kept>,
     /// The path to show, as the target sees it.
     pub shown: PathBuf,
     /// What the object has.
@@ -31,10 +33,29 @@ pub struct ObjectPlan {
 /// An object that the target maps.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// A path that leads to its file.
-    pub path: PathBuf,
+    /// Its file.
+    pub file: Arc<Kept>,
     /// The path as the target sees it.
     pub shown: PathBuf,
+}
+
+impl Candidate {
+    /// An object under a name that the user or memleak itself gives.
+    pub fn named(path: PathBuf) -> Self {
+        Self {
+            file: Kept::named(&path),
+            shown: path,
+        }
+    }
+
+    /// Opens its file.
+    ///
+    /// # Errors
+    /// When it is gone, or no regular file.
+    pub fn open(&self) -> Result<Arc<Opened>> {
+        let opened = self.file.open();
+        opened.with_context(|| format!("failed to open {}", self.shown.display()))
+    }
 }
 
 /// What to look for.
@@ -48,9 +69,8 @@ pub struct Wanted<'a> {
     pub all: bool,
     /// Functions to probe as well, in whatever object has them.
     pub own: &'a [OwnFunction],
-    /// Finds the file with a stripped object's symbols, given a path that leads to the object and its path as the
-    /// target sees it.
-    pub debug_file: &'a dyn Fn(&Path, &Path) -> Option<Opened>,
+    /// Finds the file with a stripped object's symbols, given the object and its path as the target sees it.
+    pub debug_file: &'a dyn Fn(&Opened, &Path) -> Option<Opened>,
 }
 
 /// Chooses among the objects that the target maps, or takes the one that the user named.
@@ -70,15 +90,22 @@ pub fn discover(candidates: &[Candidate], wanted: &Wanted<'_>) -> Result<Vec<Obj
 
 fn discover_all(candidates: &[Candidate], wanted: &Wanted<'_>) -> Result<Vec<ObjectPlan>> {
     let mut known = HashSet::new();
-    let mut found: Vec<Looked> = candidates
+    let distinct = candidates
         .iter()
         // a file can have several names, such as musl's dynamic linker and its libc
         .filter(|candidate| {
-            files::identity(&candidate.path).is_none_or(|identity| known.insert(identity))
-        })
-        // what can't be read is not ELF code: a device, or a file of another format
-        .filter_map(|candidate| look(candidate, wanted).ok())
-        .collect();
+            let identity = candidate.file.identity();
+            identity.is_none_or(|identity| known.insert(identity))
+        });
+    let mut found: Vec<Looked> = Vec::new();
+    for candidate in distinct {
+        match look(candidate, wanted) {
+            Ok(looked) => found.push(looked),
+            Err(error) if is_exhausted(&error) => return Err(error),
+            // what can't be read is not ELF code: a device, or a file of another format
+            Err(_) => {}
+        }
+    }
     if wanted.all && !found.iter().any(|looked| looked.object.plan.allocates()) {
         for looked in &mut found {
             looked.object.plan.resort();
@@ -143,14 +170,15 @@ fn add_own(
             ),
         }
     };
+    let identity = candidate.file.identity();
     match objects
         .iter_mut()
-        .find(|object| object.path == candidate.path)
+        .find(|object| object.file.identity() == identity)
     {
         Some(object) => object.plan.add(probe),
         None => {
             let mut object = ObjectPlan {
-                path: candidate.path.clone(),
+                file: Arc::clone(&candidate.file),
                 shown: candidate.shown.clone(),
                 plan: Plan::default(),
             };
@@ -164,7 +192,7 @@ fn add_own(
 /// The target's program, if it is written in Go.
 pub fn go_program(candidates: &[Candidate]) -> Option<&Path> {
     let is_go = |candidate: &&Candidate| {
-        let file = open(&candidate.path).map_err(|error| error.to_string());
+        let file = candidate.open().map_err(|error| error.to_string());
         let found =
             file.and_then(|file| reader::functions(file.file(), None, Question::places(&[])));
         found.is_ok_and(|found| found.is_go && found.is_program)
@@ -237,7 +265,7 @@ fn look(candidate: &Candidate, wanted: &Wanted<'_>) -> Result<Looked> {
     let inspection = inspect(candidate, wanted, &[])?;
     Ok(Looked {
         object: ObjectPlan {
-            path: candidate.path.clone(),
+            file: Arc::clone(&candidate.file),
             shown: candidate.shown.clone(),
             plan: inspection.plan,
         },
@@ -249,15 +277,15 @@ fn look(candidate: &Candidate, wanted: &Wanted<'_>) -> Result<Looked> {
 fn inspect(candidate: &Candidate, wanted: &Wanted<'_>, own: &[OwnFunction]) -> Result<Inspection> {
     let name = candidate.shown.file_name().unwrap_or_default();
     let question = Question::functions(&name.to_string_lossy(), wanted.search, own);
-    let object = open(&candidate.path)?;
+    let opened = candidate.open()?;
     let unreadable =
         |why: String| anyhow!(why).context(format!("failed to read {}", candidate.shown.display()));
-    let object = object.file();
+    let object = opened.file();
     let found = reader::functions(object, None, question.clone()).map_err(unreadable)?;
     // of libraries, what they export is enough, and what they don't is much
     if found.is_stripped
         && (found.is_program || wanted.object.is_some())
-        && let Some(debug) = (wanted.debug_file)(&candidate.path, &candidate.shown)
+        && let Some(debug) = (wanted.debug_file)(&opened, &candidate.shown)
     {
         let debug = debug.file().as_fd();
         return reader::functions(object, Some(debug), question).map_err(unreadable);
@@ -265,15 +293,16 @@ fn inspect(candidate: &Candidate, wanted: &Wanted<'_>, own: &[OwnFunction]) -> R
     Ok(found)
 }
 
-fn open(path: &Path) -> Result<Opened> {
-    files::open(path, MOST_OBJECT_BYTES)
-        .with_context(|| format!("failed to open {}", path.display()))
+/// Whether there was no descriptor left, which must not look like an object without an allocator.
+fn is_exhausted(error: &anyhow::Error) -> bool {
+    let error = error.downcast_ref::<io::Error>();
+    error.is_some_and(files::is_exhausted)
 }
 
 /// `c` and `libc.so.6` mean the target's own; everything else is a path.
 fn named_object(object: &Path, candidates: &[Candidate]) -> Candidate {
     let named = Candidate {
-        path: object.to_path_buf(),
+        file: Kept::named(object),
         // /proc/PID/exe is not how the file is called
         shown: match object.starts_with("/proc") {
             true => fs::read_link(object).unwrap_or_else(|_| object.to_path_buf()),
@@ -305,7 +334,7 @@ mod tests {
 
     fn candidate(path: &str) -> Candidate {
         Candidate {
-            path: path.into(),
+            file: Kept::named(path),
             shown: path.into(),
         }
     }
@@ -377,7 +406,7 @@ mod tests {
     fn a_file_with_two_names_is_probed_once() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join("libc.so");
-        std::os::unix::fs::symlink(libc().path, &link).unwrap();
+        std::os::unix::fs::symlink(libc().shown, &link).unwrap();
         let found = discover(&[candidate(link.to_str().unwrap()), libc()], &WANTED).unwrap();
         assert_eq!(found.len(), 1);
     }

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use super::Candidate;
-use crate::files::{self, MOST_OBJECT_BYTES};
 use crate::probes::Question;
 use crate::reader;
 
@@ -34,14 +33,14 @@ pub fn takes_stacks(candidates: &[Candidate]) -> Option<(&Path, &'static str)> {
     let mut looked_at = candidates.iter().enumerate();
     looked_at.find_map(
         |(place, candidate)| match place < 2 || is_likely(candidate) {
-            true => Some((&*candidate.shown, tool(&candidate.path)?)),
+            true => Some((&*candidate.shown, tool(candidate)?)),
             false => None,
         },
     )
 }
 
-fn tool(path: &Path) -> Option<&'static str> {
-    let file = files::open(path, MOST_OBJECT_BYTES).ok()?;
+fn tool(candidate: &Candidate) -> Option<&'static str> {
+    let file = candidate.open().ok()?;
     let question = Question::places(&TOOLS.map(|(function, _)| function));
     let places = reader::functions(file.file(), None, question).ok()?.places;
     let mut found = TOOLS.iter().zip(places);

@@ -1,6 +1,7 @@
 //! The one way to files that others control: found inside a root, regular, of bounded size, opened without waiting.
 //! What is in them is read elsewhere; text that the kernel makes (/proc, /sys) needs none of this.
 
+mod kept;
 pub mod proc;
 mod resolve;
 
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, Stat, fstat, openat, stat};
 
+pub use kept::{Kept, Way, is_exhausted};
 use resolve::Follow;
 
 /// Bytes of an object or of debug information that are worth opening at the most.
@@ -155,17 +157,6 @@ pub fn open(path: &Path, most_bytes: u64) -> io::Result<Opened> {
 pub fn open_mapped(pid: u32, range: &Range<u64>, most_bytes: u64) -> io::Result<Opened> {
     let name = format!("map_files/{:x}-{:x}", range.start, range.end);
     open(&proc::own_folder(pid).join(name), most_bytes)
-}
-
-/// Device and inode of what the user names, or of a path that [`Opened::path`] gave; it isn't opened for that.
-pub fn identity(path: &Path) -> Option<(u64, u64)> {
-    let found = stat(path).ok()?;
-    Some((found.st_dev, found.st_ino))
-}
-
-/// The user whose a file is, by a path as [`identity`] takes it.
-pub fn owner(path: &Path) -> Option<u32> {
-    Some(stat(path).ok()?.st_uid)
 }
 
 /// Whether the user names something that is there; it isn't opened for that.

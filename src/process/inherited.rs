@@ -1,9 +1,14 @@
-//! How memleak itself was started: which signals were ignored, which were blocked. A command gets them back.
+//! How memleak itself was started: which signals were ignored or blocked, how many files it could open. A command gets
+//! that back.
 //! Catching signals is the session's business.
 
 use std::mem::MaybeUninit;
 use std::ptr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Result, bail};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// Signals are numbered from 1 to this.
 const MOST_SIGNALS: i32 = 64;
@@ -12,6 +17,32 @@ const MOST_SIGNALS: i32 = 64;
 static IGNORED: AtomicU64 = AtomicU64::new(0);
 /// Bit n - 1: signal n was blocked.
 static BLOCKED: AtomicU64 = AtomicU64::new(0);
+
+/// How many files could be open; none before the limit is raised.
+static MOST_FILES: OnceLock<Rlimit> = OnceLock::new();
+
+/// Open files that memleak needs for one process: its programs, their maps and probes, and some of the process's files.
+const LEAST_FILES: u64 = 128;
+
+/// Raises the limit of open files as far as it may be.
+///
+/// # Errors
+/// When that is too little to begin with.
+pub fn allow_many_files() -> Result<()> {
+    let before = *MOST_FILES.get_or_init(|| getrlimit(Resource::Nofile));
+    let raised = Rlimit {
+        current: before.maximum,
+        ..before
+    };
+    // without them it goes on as far as it gets
+    let _ = setrlimit(Resource::Nofile, raised);
+    match getrlimit(Resource::Nofile).current {
+        Some(most) if most < LEAST_FILES => bail!(
+            "at most {most} files may be open, and memleak needs {LEAST_FILES}: raise the limit (`ulimit -n`)"
+        ),
+        _ => Ok(()),
+    }
+}
 
 /// The C library calls it before `main`: Rust ignores SIGPIPE by then, and nothing tells whether it was ignored before.
 #[allow(unsafe_code)]
@@ -62,9 +93,12 @@ pub fn block_all() {
     }
 }
 
-/// Gives a process between fork and exec the signals that memleak was started with. Makes only async-signal-safe calls.
+/// Gives a process between fork and exec the signals and the limit that memleak was started with. Makes only async-signal-safe calls.
 #[allow(unsafe_code)]
 pub fn restore() {
+    if let Some(before) = MOST_FILES.get() {
+        let _ = setrlimit(Resource::Nofile, *before);
+    }
     for signal in 1..=MOST_SIGNALS {
         let action = match was_ignored(signal) {
             true => libc::SIG_IGN,

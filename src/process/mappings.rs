@@ -1,100 +1,34 @@
 //! The code that each process maps, over time: what an address meant stays known after the mapping, the
 //! process or the file's name has gone. Fed from /proc and from `mapping_events`; resolves no symbols.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufRead, BufReader};
-use std::ops::Range;
+mod layout;
+mod maps;
+mod object;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use super::vdso;
-use crate::files::proc;
-use crate::files::{MOST_OBJECT_BYTES, Opened, Root, open_mapped};
-
-/// A file that holds code, kept open so that its name may go.
-#[derive(Debug)]
-pub struct ObjectFile {
-    /// Number that no other object of this run has.
-    pub id: usize,
-    /// The path as the process that maps it sees it, or a label such as `[vdso]`.
-    pub path: PathBuf,
-    device: u64,
-    inode: u64,
-    file: Option<Opened>,
-}
-
-impl ObjectFile {
-    /// A path under which the very file that was mapped can be opened, whatever becomes of its name; none when it can't
-    /// be had, or when the mapping is no file's.
-    pub fn openable_path(&self) -> Option<PathBuf> {
-        self.file.as_ref().map(Opened::path)
-    }
-
-    /// Device and inode, which no other file has while this one is open; none for what is no file.
-    pub fn identity(&self) -> Option<(u64, u64)> {
-        (self.inode != 0).then_some((self.device, self.inode))
-    }
-}
-
-/// A range of addresses that a file's code is mapped at.
-#[derive(Clone, Debug)]
-pub struct Mapping {
-    /// The addresses.
-    pub range: Range<u64>,
-    /// Where in the file the range begins, in bytes.
-    pub offset: u64,
-    /// The file.
-    pub object: Arc<ObjectFile>,
-    /// Since when it is there, in ns of CLOCK_MONOTONIC; 0 where that is not known.
-    pub since_ns: u64,
-    /// Whether it is known to be there no longer.
-    unmapped: bool,
-}
-
-impl Mapping {
-    /// Where in the file the byte at `address` is, which lies in the range.
-    pub fn file_offset(&self, address: u64) -> u64 {
-        self.offset
-            .wrapping_add(address.wrapping_sub(self.range.start))
-    }
-}
-
-/// A mapping as /proc or an event describes it.
-#[derive(Clone, Debug)]
-pub struct MappingRecord {
-    /// The addresses.
-    pub range: Range<u64>,
-    /// Where in the file the range begins, in bytes.
-    pub offset: u64,
-    /// Device of the file, as stat(2) gives it.
-    pub device: u64,
-    /// Inode of the file; 0 for what is no file.
-    pub inode: u64,
-    /// Path as the process sees it, or a label.
-    pub path: PathBuf,
-    /// When it was mapped, in ns of CLOCK_MONOTONIC; 0 where that is not known.
-    pub since_ns: u64,
-}
-
-/// A file that is open no longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClosedFile {
-    /// Its number as an object.
-    pub object: usize,
-    /// Device and inode, unless the file is open under another path still.
-    pub identity: Option<(u64, u64)>,
-}
+use layout::Layout;
+pub use layout::Mapping;
+pub use maps::{MappingRecord, maps_file_at};
+pub use object::ObjectFile;
 
 /// What every traced process maps, or has mapped.
 #[derive(Default)]
 pub struct Mappings {
     processes: HashMap<u32, ProcessMappings>,
+    /// The files of what processes map, or may map again.
     objects: HashMap<Key, Arc<ObjectFile>>,
-    opened: usize,
+    /// By process, the files that have come since they were asked for, by their numbers.
+    new: HashMap<u32, BTreeMap<usize, Arc<ObjectFile>>>,
+    /// Device and inode of files that are mapped no longer, and that others may have got.
+    released: HashSet<(u64, u64)>,
+    found: usize,
     revision: u64,
+    forgotten: u64,
 }
 
 /// What objects are told apart by.
@@ -111,8 +45,8 @@ struct Key {
 /// What one process maps, or has mapped.
 #[derive(Clone, Default)]
 struct ProcessMappings {
-    /// In the order in which they came.
-    list: Vec<Mapping>,
+    /// A child shares it with its parent until either maps something else.
+    layout: Arc<Layout>,
     revision: u64,
 }
 
@@ -122,77 +56,80 @@ impl Mappings {
     /// # Errors
     /// Fails when /proc/PID/maps can't be read.
     pub fn read(&mut self, pid: u32) -> Result<()> {
-        let path = proc::folder(pid).join("maps");
-        let shown = path.display();
-        let file = File::open(&path).with_context(|| format!("failed to open {shown}"))?;
-        let mut mapped = Vec::new();
-        for line in BufReader::new(file).split(b'\n') {
-            let line = line.with_context(|| format!("failed to read {shown}"))?;
-            if let Some(record) = parse_maps_line(&line) {
-                mapped.push((record.range.clone(), record.inode));
-                self.add(pid, record);
-            }
-        }
-        self.remove_all_but(pid, &mapped);
+        let records = maps::read(pid)?;
+        self.replace(pid, records);
         Ok(())
     }
 
-    /// Takes out of a process's layout what nothing of `mapped`, ranges and inodes, shows any part of.
-    fn remove_all_but(&mut self, pid: u32, mapped: &[(Range<u64>, u64)]) {
+    fn replace(&mut self, pid: u32, records: Vec<MappingRecord>) {
+        let process = self.processes.entry(pid).or_default();
+        let begun = Arc::make_mut(&mut process.layout).begin_reading();
+        for record in records {
+            self.add(pid, record);
+        }
         let Some(process) = self.processes.get_mut(&pid) else {
             return;
         };
-        for mapping in &mut process.list {
-            let stays = mapped.iter().any(|(range, inode)| {
-                *inode == mapping.object.inode && overlap(range, &mapping.range)
-            });
-            if !stays && !mapping.unmapped {
-                mapping.unmapped = true;
-                self.revision += 1;
-                process.revision = self.revision;
-            }
+        let (changed, forgotten) = Arc::make_mut(&mut process.layout).end_reading(begun);
+        self.forgotten += forgotten;
+        if changed {
+            self.revision += 1;
+            process.revision = self.revision;
         }
     }
 
     /// Adds a mapping. It takes the place of what was at its addresses before.
     pub fn add(&mut self, pid: u32, record: MappingRecord) {
-        let object = self.object(pid, &record);
         let process = self.processes.entry(pid).or_default();
-        let mappings = &mut process.list;
-        let new = Mapping {
-            range: record.range,
-            offset: record.offset,
-            object,
-            since_ns: record.since_ns,
-            unmapped: false,
-        };
-        let known = mappings
-            .iter_mut()
-            .rev()
-            .find(|old| overlap(&old.range, &new.range));
-        match known {
-            Some(old)
-                if old.range == new.range
-                    && old.offset == new.offset
-                    && !old.unmapped
-                    && Arc::ptr_eq(&old.object, &new.object) =>
-            {
-                // /proc can show a mapping before its event comes, which knows the time
-                if old.since_ns == 0 {
-                    old.since_ns = new.since_ns;
-                }
-            }
-            _ => {
-                mappings.push(new);
-                self.revision += 1;
-                process.revision = self.revision;
-            }
+        if record.range.is_empty() || Arc::make_mut(&mut process.layout).knows(&record) {
+            return;
         }
+        let original = process.layout.original(&record);
+        let (object, offset) =
+            original.unwrap_or_else(|| (self.object(pid, &record), record.offset));
+        if object.identity().is_some() {
+            let new = self.new.entry(pid).or_default();
+            new.insert(object.id, Arc::clone(&object));
+        }
+        self.revision += 1;
+        let process = self.processes.entry(pid).or_default();
+        process.revision = self.revision;
+        let layout = Arc::make_mut(&mut process.layout);
+        self.forgotten += layout.add(record.range, offset, object, record.since_ns);
+    }
+
+    /// Reads anew what a process maps, once so much has come that much must have gone.
+    pub fn tidy(&mut self, pid: u32) {
+        let process = self.processes.get(&pid);
+        if process.is_some_and(|process| process.layout.is_stale()) {
+            // should it have gone, there is nothing to be told of it any more
+            let _ = self.read(pid);
+        }
+    }
+
+    /// Processes of which so much is gone that it is worth to say what of it is needed, by [`Mappings::keep_needed`].
+    pub fn long(&self) -> Vec<u32> {
+        let long =
+            |(pid, process): (&u32, &ProcessMappings)| process.layout.is_long().then_some(*pid);
+        self.processes.iter().filter_map(long).collect()
+    }
+
+    /// Forgets what a process has mapped and does no longer, where it shows none of these addresses.
+    pub fn keep_needed(&mut self, pid: u32, addresses: &BTreeSet<u64>) {
+        if let Some(process) = self.processes.get_mut(&pid) {
+            Arc::make_mut(&mut process.layout).keep_needed(addresses);
+        }
+    }
+
+    /// Mappings of files that had to be forgotten, because a process had too many that are gone.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten
     }
 
     /// Forgets what a process mapped: it has executed another program, or has ended.
     pub fn forget(&mut self, pid: u32) {
         self.processes.remove(&pid);
+        self.new.remove(&pid);
     }
 
     /// A process was forked, and maps what its parent does.
@@ -210,37 +147,22 @@ impl Mappings {
             .map_or(0, |process| process.revision)
     }
 
-    /// Closes files that no process is known to map any more, once there are more than `most` files. Gives what was closed:
-    /// by now another file may have got its device and inode.
-    pub fn close_unused(&mut self, most: usize) -> Vec<ClosedFile> {
-        if self.objects.len() <= most {
+    /// Lets go of files that no process is known to map any more: of those that are closed, and of all once there are more
+    /// than `most`. Gives device and inode of those that are gone for good, and that another file may have got by now.
+    pub fn release(&mut self, most: usize) -> Vec<(u64, u64)> {
+        let many = self.objects.len() > most;
+        let gone = |object: &ObjectFile| !object.is_mapped() && (many || !object.is_open());
+        let gone = self.objects.extract_if(|_, object| gone(object));
+        self.released
+            .extend(gone.filter_map(|(_, object)| object.identity()));
+        if self.released.is_empty() {
             return Vec::new();
         }
-        let closed: Vec<ClosedFile> = self
-            .objects
-            .extract_if(|_, object| Arc::strong_count(object) == 1)
-            .map(|(_, object)| ClosedFile {
-                object: object.id,
-                identity: object.identity(),
-            })
-            .collect();
         // a file can be known by several paths
-        let open: HashSet<_> = self
-            .objects
-            .values()
-            .filter_map(|object| object.identity())
-            .collect();
-        let still_open = |file: &ClosedFile| file.identity.is_some_and(|id| open.contains(&id));
-        closed
-            .into_iter()
-            .map(|file| match still_open(&file) {
-                true => ClosedFile {
-                    identity: None,
-                    ..file
-                },
-                false => file,
-            })
-            .collect()
+        for object in self.objects.values() {
+            object.identity().map(|id| self.released.remove(&id));
+        }
+        self.released.drain().collect()
     }
 
     /// The processes of which anything is known.
@@ -250,59 +172,32 @@ impl Mappings {
 
     /// Where a process maps a file now, which is told by device and inode, as far as is known.
     pub fn copies(&self, pid: u32, identity: (u64, u64)) -> Vec<Mapping> {
-        let mut copies = self.layout(pid);
-        copies.retain(|mapping| mapping.object.identity() == Some(identity));
-        copies
+        let of_file = |mapping: &&Mapping| mapping.object.identity() == Some(identity);
+        self.layout(pid).filter(of_file).cloned().collect()
     }
 
-    fn of(&self, pid: u32) -> &[Mapping] {
-        self.processes
-            .get(&pid)
-            .map_or(&[], |process| process.list.as_slice())
-    }
-
-    /// What a process maps at each address, as far as is known: without what later mappings have covered.
-    pub fn layout(&self, pid: u32) -> Vec<Mapping> {
-        let mut layout: Vec<Mapping> = Vec::new();
-        for mapping in self.of(pid) {
-            layout = layout
-                .into_iter()
-                .flat_map(|older| without(older, &mapping.range))
-                .collect();
-            layout.push(mapping.clone());
-        }
-        layout.retain(|mapping| !mapping.unmapped);
-        layout.sort_by_key(|mapping| mapping.range.start);
-        layout
+    /// What a process maps at each address, as far as is known, in ascending order.
+    pub fn layout(&self, pid: u32) -> impl Iterator<Item = &Mapping> {
+        let process = self.processes.get(&pid).into_iter();
+        process.flat_map(|process| process.layout.present())
     }
 
     /// The mapping of a process that covered an address at a time in ns of CLOCK_MONOTONIC; where all that are known
     /// came later, the first of them.
     pub fn find(&self, pid: u32, address: u64, at_ns: u64) -> Option<&Mapping> {
-        let mappings = self.of(pid);
-        let covering = || {
-            mappings
-                .iter()
-                .filter(|mapping| mapping.range.contains(&address))
-        };
-        covering()
-            .rev()
-            .find(|mapping| mapping.since_ns <= at_ns)
-            .or_else(|| covering().next())
+        self.processes.get(&pid)?.layout.find(address, at_ns)
     }
 
     /// The distinct files that a process maps, in the order in which they were mapped.
     pub fn objects(&self, pid: u32) -> Vec<Arc<ObjectFile>> {
-        let mut objects: Vec<Arc<ObjectFile>> = Vec::new();
-        for mapping in self.of(pid) {
-            let known = objects
-                .iter()
-                .any(|known| Arc::ptr_eq(known, &mapping.object));
-            if !known && mapping.object.inode != 0 {
-                objects.push(Arc::clone(&mapping.object));
-            }
-        }
-        objects
+        let process = self.processes.get(&pid);
+        process.map_or_else(Vec::new, |process| process.layout.objects())
+    }
+
+    /// The files that a process has come to map since this was asked last.
+    pub fn take_new_objects(&mut self, pid: u32) -> Vec<Arc<ObjectFile>> {
+        let new = self.new.remove(&pid);
+        new.map_or_else(Vec::new, |new| new.into_values().collect())
     }
 
     fn object(&mut self, pid: u32, record: &MappingRecord) -> Arc<ObjectFile> {
@@ -312,125 +207,41 @@ impl Mappings {
             path: record.path.clone(),
             only: None,
         };
+        let mut id = self.found;
         for only in [None, Some(pid)] {
             key.only = only;
-            let known = self.objects.get(&key);
-            // what could not be opened once may be by another process's leave, or while another mapping lasts
-            if let Some(known) = known.filter(|known| known.file.is_some() || known.inode == 0) {
-                return Arc::clone(known);
+            match self.objects.get(&key) {
+                Some(known) if is_still(known, pid, record) => return Arc::clone(known),
+                // the same, which may be opened by another process's leave, or while another mapping lasts
+                Some(known) if known.file().is_none() => id = known.id,
+                _ => {}
             }
         }
-        let opened = open_object(pid, record);
-        let is_certain = opened.as_ref().is_none_or(|(_, is_certain)| *is_certain);
+        let (object, is_certain) = ObjectFile::find(id, pid, record);
         key.only = (!is_certain).then_some(pid);
-        let id = self.objects.get(&key).map_or(self.opened, |known| known.id);
-        self.opened += 1;
-        let object = Arc::new(ObjectFile {
-            id,
-            path: record.path.clone(),
-            // the device that stat(2) gives can differ from the one in maps (btrfs, overlayfs)
-            device: opened
-                .as_ref()
-                .filter(|_| record.inode != 0)
-                .map_or(record.device, |(opened, _)| opened.identity.0),
-            inode: record.inode,
-            file: opened.map(|(opened, _)| opened),
-        });
-        self.objects.insert(key, Arc::clone(&object));
+        self.found += 1;
+        let object = Arc::new(object);
+        let last = self.objects.insert(key, Arc::clone(&object));
+        self.released.extend(last.and_then(|last| last.identity()));
         object
     }
 }
 
-/// What is left of a mapping when something else is mapped over `range`.
-fn without(mapping: Mapping, range: &Range<u64>) -> impl Iterator<Item = Mapping> {
-    let part = |start: u64, end: u64| Mapping {
-        range: start..end,
-        offset: mapping.file_offset(start),
-        object: Arc::clone(&mapping.object),
-        since_ns: mapping.since_ns,
-        unmapped: mapping.unmapped,
-    };
-    let Range { start, end } = mapping.range;
-    let parts = [
-        part(start, end.min(range.start)),
-        part(start.max(range.end), end),
-    ];
-    parts.into_iter().filter(|part| !part.range.is_empty())
-}
-
-fn overlap(one: &Range<u64>, other: &Range<u64>) -> bool {
-    one.start < other.end && other.start < one.end
-}
-
-/// Opens the mapped file, under whichever name leads to it, and tells whether it is certain that it is the very same one.
-fn open_object(pid: u32, record: &MappingRecord) -> Option<(Opened, bool)> {
+/// Whether what a process maps is a file that is known, and not another one under its name and number.
+fn is_still(known: &ObjectFile, pid: u32, record: &MappingRecord) -> bool {
     if record.inode == 0 {
-        // without it, its code has no names and its frames no rules
-        let is_vdso = record.path.as_os_str() == vdso::NAME;
-        let image = is_vdso.then(|| vdso::open().ok()).flatten()?;
-        return Some((Opened::own(image).ok()?, true));
+        return true;
     }
-    // works for deleted files too, but only while the process lives, and with privilege
-    if let Ok(opened) = open_mapped(pid, &record.range, MOST_OBJECT_BYTES)
-        && opened.identity.1 == record.inode
-    {
-        return Some((opened, true));
-    }
-    [Root::of(pid), Root::own()]
-        .into_iter()
-        .flatten()
-        .filter_map(|root| root.open(&record.path, MOST_OBJECT_BYTES).ok())
-        .find(|opened| opened.identity.1 == record.inode)
-        .map(|opened| {
-            let is_certain = opened.identity.0 == record.device;
-            (opened, is_certain)
-        })
-}
-
-/// Whether a process maps code of the file with this inode at an address now.
-pub fn maps_file_at(pid: u32, address: u64, inode: u64) -> bool {
-    let maps = proc::text(proc::folder(pid).join("maps")).unwrap_or_default();
-    let mut records = maps
-        .lines()
-        .filter_map(|line| parse_maps_line(line.as_bytes()));
-    records.any(|record| record.inode == inode && record.range.contains(&address))
-}
-
-/// Reads one line of /proc/PID/maps; none when it maps no code.
-fn parse_maps_line(line: &[u8]) -> Option<MappingRecord> {
-    let mut parts = line.splitn(6, |byte| *byte == b' ');
-    let mut fields = parts
-        .by_ref()
-        .take(5)
-        .map(str::from_utf8)
-        .map_while(Result::ok);
-    let (start, end) = fields.next()?.split_once('-')?;
-    let permissions = fields.next()?;
-    let offset = u64::from_str_radix(fields.next()?, 16).ok()?;
-    let (major, minor) = fields.next()?.split_once(':')?;
-    let inode = fields.next()?.parse().ok()?;
-    let path = parts.next().unwrap_or_default().trim_ascii_start();
-    if permissions.as_bytes().get(2) != Some(&b'x') {
-        return None;
-    }
-    let major = u32::from_str_radix(major, 16).ok()?;
-    let minor = u32::from_str_radix(minor, 16).ok()?;
-    Some(MappingRecord {
-        range: u64::from_str_radix(start, 16).ok()?..u64::from_str_radix(end, 16).ok()?,
-        offset,
-        device: rustix::fs::makedev(major, minor),
-        inode,
-        path: proc::path(path.strip_suffix(b" (deleted)").unwrap_or(path), b"\n"),
-        since_ns: 0,
-    })
+    known.found_at(pid, record);
+    known.is_open() || known.open().is_some()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::os::unix::ffi::OsStrExt as _;
+    use std::ops::Range;
     use std::os::unix::fs::MetadataExt as _;
     use std::path::Path;
+    use std::{fs, iter};
 
     use super::*;
 
@@ -442,37 +253,6 @@ mod tests {
             inode: 0,
             path: PathBuf::from(path),
             since_ns: 0,
-        }
-    }
-
-    #[test]
-    fn a_line_of_maps_is_understood() {
-        let line = "7f0a-7f0f r-xp 00026000 fe:01 1234                       /lib/a b.so (deleted)";
-        let record = parse_maps_line(line.as_bytes()).unwrap();
-        assert_eq!(record.range, 0x7f0a..0x7f0f);
-        assert_eq!(record.offset, 0x26000);
-        assert_eq!(record.inode, 1234);
-        assert_eq!(record.device, rustix::fs::makedev(0xfe, 1));
-        assert_eq!(record.path, Path::new("/lib/a b.so"));
-    }
-
-    #[test]
-    fn a_name_that_is_no_utf_8_stays_what_it_is() {
-        let line = b"7f0a-7f0f r-xp 00026000 fe:01 1234 /lib/caf\xe9\\012.so";
-        let record = parse_maps_line(line).unwrap();
-        assert_eq!(record.path.as_os_str().as_bytes(), b"/lib/caf\xe9\n.so");
-    }
-
-    #[test]
-    fn lines_without_code_or_sense_are_left_out() {
-        for line in [
-            "",
-            "x",
-            "0-1 rw-p 0 0:0 0 /a",
-            "0-1 r-xp zz 0:0 0 /a",
-            "1 r-xp",
-        ] {
-            assert!(parse_maps_line(line.as_bytes()).is_none(), "{line}");
         }
     }
 
@@ -521,8 +301,7 @@ mod tests {
         mappings.add(1, record(0x0000..0x2000, "/low"));
         let layout: Vec<_> = mappings
             .layout(1)
-            .into_iter()
-            .map(|mapping| (mapping.range, mapping.offset))
+            .map(|mapping| (mapping.range.clone(), mapping.offset))
             .collect();
         assert_eq!(
             layout,
@@ -541,18 +320,129 @@ mod tests {
         mappings.add(1, record(0x1000..0x2000, "/stays"));
         mappings.add(1, record(0x4000..0x5000, "/goes"));
         let revision = mappings.revision(1);
-        mappings.remove_all_but(1, &[(0x1000..0x2000, 0), (0x4000..0x5000, 77)]);
+        mappings.replace(1, vec![record(0x1000..0x2000, "/stays")]);
         assert_ne!(mappings.revision(1), revision);
-        let layout = mappings.layout(1);
-        assert_eq!(layout.len(), 1);
-        assert_eq!(layout[0].range, 0x1000..0x2000);
+        let layout: Vec<_> = mappings
+            .layout(1)
+            .map(|mapping| mapping.range.clone())
+            .collect();
+        assert_eq!(layout, std::slice::from_ref(&(0x1000..0x2000)));
         assert!(mappings.find(1, 0x4abc, 0).is_some());
         mappings.add(1, record(0x4000..0x5000, "/goes"));
-        assert_eq!(mappings.layout(1).len(), 2);
+        assert_eq!(mappings.layout(1).count(), 2);
     }
 
     #[test]
-    fn files_that_nobody_maps_are_closed_and_told_by_what_they_were() {
+    fn what_is_gone_stays_known_while_a_stack_needs_it() {
+        let mut mappings = Mappings::default();
+        for number in 0..1000 {
+            let start = 0x1000 * (number + 1);
+            mappings.add(1, record(start..start + 0x1000, "/plugin"));
+            mappings.replace(1, Vec::new());
+        }
+        assert_eq!(mappings.layout(1).count(), 0);
+        assert_eq!(mappings.long(), [1]);
+        mappings.keep_needed(1, &BTreeSet::from([0x5abc, 0x9def]));
+        assert!(mappings.long().is_empty());
+        let known = |address| mappings.find(1, address, 0).is_some();
+        assert_eq!(
+            [0x5000, 0x9fff, 0x4fff, 0xa000].map(known),
+            [true, true, false, false]
+        );
+        assert_eq!(mappings.forgotten(), 0, "nothing that anybody needs");
+    }
+
+    #[test]
+    fn what_comes_and_goes_for_ever_takes_bounded_memory() {
+        let file = |number: u64| MappingRecord {
+            inode: 7,
+            ..record(0x1000 * number..0x1000 * (number + 1), "/nowhere/plugin")
+        };
+        let mut mappings = Mappings::default();
+        for number in 1..=10_000 {
+            mappings.add(1, file(number));
+            if number % 100 == 0 {
+                mappings.replace(1, vec![file(number)]);
+            }
+        }
+        assert_eq!(mappings.layout(1).count(), 1);
+        let known = (1..=10_000).filter(|number| mappings.find(1, 0x1000 * number, 0).is_some());
+        assert_eq!(
+            known.count() as u64 + mappings.forgotten(),
+            10_000,
+            "each loss is counted"
+        );
+        assert!(mappings.forgotten() > 5_000);
+    }
+
+    #[test]
+    fn what_the_kernel_merges_or_splits_is_nothing_new() {
+        let piece = |range: Range<u64>| MappingRecord {
+            offset: range.start,
+            since_ns: 5,
+            ..record(range, "/a")
+        };
+        let mut mappings = Mappings::default();
+        mappings.add(1, piece(0x1000..0x3000));
+        mappings.add(1, piece(0x3000..0x5000));
+        for cuts in [&[0x1000, 0x5000][..], &[0x1000, 0x2000, 0x5000]] {
+            let pieces: Vec<Range<u64>> = cuts.windows(2).map(|cut| cut[0]..cut[1]).collect();
+            let records = pieces.iter().cloned().map(|range| MappingRecord {
+                since_ns: 0,
+                ..piece(range)
+            });
+            mappings.replace(1, records.collect());
+            let layout: Vec<_> = mappings
+                .layout(1)
+                .map(|mapping| mapping.range.clone())
+                .collect();
+            assert_eq!(layout, pieces);
+            assert!(mappings.layout(1).all(|mapping| mapping.since_ns == 5));
+        }
+    }
+
+    #[test]
+    fn code_that_a_program_copies_to_larger_pages_stays_its_files() {
+        let text = MappingRecord {
+            inode: 7,
+            ..record(0x20_0000..0x80_0000, "/nowhere/node")
+        };
+        let large = record(0x40_0000..0x60_0000, "//anon");
+        let mut mappings = Mappings::default();
+        mappings.add(1, text);
+        mappings.add(1, large.clone());
+        let found = mappings.find(1, 0x40_1234, 0).unwrap();
+        assert_eq!(found.object.path, Path::new("/nowhere/node"));
+        assert_eq!(found.file_offset(0x40_1234), 0x20_2234);
+        // beside it, a program has what code it likes
+        mappings.add(1, record(0x80_0000..0xa0_0000, "//anon"));
+        let found = mappings.find(1, 0x80_0000, 0).unwrap();
+        assert_eq!(found.object.path, Path::new("//anon"));
+    }
+
+    #[test]
+    fn thousands_of_mappings_are_no_matter() {
+        let all = |first: u64| {
+            let range = |number| 0x2000 * number..0x2000 * number + 0x1000;
+            (first..first + 60_000)
+                .map(move |number| record(range(number), ""))
+                .collect::<Vec<_>>()
+        };
+        let mut mappings = Mappings::default();
+        for first in [1, 2, 30_000] {
+            mappings.replace(1, all(first));
+            assert_eq!(mappings.layout(1).count(), 60_000);
+        }
+        mappings.fork(1, 2);
+        mappings.add(2, record(0x1000..0x2000, "/a"));
+        assert_eq!(
+            [1, 2].map(|pid| mappings.layout(pid).count()),
+            [60_000, 60_001]
+        );
+    }
+
+    #[test]
+    fn files_that_nobody_maps_are_released_and_told_by_what_they_were() {
         let file = |path: &str, inode| MappingRecord {
             inode,
             ..record(0x1000..0x2000, path)
@@ -561,17 +451,27 @@ mod tests {
         mappings.add(1, file("/nowhere/gone", 7));
         mappings.add(2, file("/nowhere/elsewhere", 8));
         mappings.add(3, file("/nowhere/stays", 8));
+        assert_eq!(mappings.release(9), []);
         mappings.forget(1);
         mappings.forget(2);
-        assert_eq!(mappings.close_unused(3), []);
-        let mut closed = mappings.close_unused(2);
-        closed.sort_by_key(|file| file.object);
-        let identities: Vec<_> = closed
-            .iter()
-            .map(|file| file.identity.map(|(_, inode)| inode))
-            .collect();
-        assert_eq!(identities, [Some(7), None]);
+        let released = mappings.release(9);
+        let inodes: Vec<u64> = released.iter().map(|(_, inode)| *inode).collect();
+        assert_eq!(inodes, [7], "the other is mapped under another name");
         assert_eq!(mappings.objects.len(), 1);
+    }
+
+    #[test]
+    fn files_of_which_many_are_mapped_take_few_descriptors() {
+        let mut mappings = Mappings::default();
+        let pid = std::process::id();
+        mappings.read(pid).unwrap();
+        let objects = mappings.objects(pid);
+        assert!(!objects.is_empty());
+        assert_eq!(mappings.take_new_objects(pid).len(), objects.len());
+        assert!(mappings.take_new_objects(pid).is_empty());
+        for object in iter::repeat_n(&objects, 3).flatten() {
+            assert_eq!(object.open().unwrap().identity, object.identity().unwrap());
+        }
     }
 
     #[test]
@@ -581,10 +481,8 @@ mod tests {
         mappings.read(pid).unwrap();
         let address = own_code_is_found_and_can_be_opened as fn() as usize as u64;
         let mapping = mappings.find(pid, address, 0).unwrap();
-        let path = mapping.object.openable_path().unwrap();
-        assert_eq!(
-            fs::metadata(path).unwrap().ino(),
-            fs::metadata("/proc/self/exe").unwrap().ino()
-        );
+        let opened = mapping.object.open().unwrap();
+        let own = fs::metadata("/proc/self/exe").unwrap();
+        assert_eq!(opened.identity, (own.dev(), own.ino()));
     }
 }

@@ -12,6 +12,7 @@ use super::traced::Traced;
 use super::wait::monotonic;
 use super::{Session, monotonic_ns, probing, safety, translators, unwinding, wait};
 use crate::discovery::{Candidate, ObjectPlan};
+use crate::files::Opened;
 use crate::options::{Choice, TargetOption};
 use crate::process::{descendants, objects_of_command};
 use crate::reader;
@@ -126,7 +127,7 @@ impl Session<'_> {
         let (probing, symbolizer) = (&self.probing, &self.symbolizer);
         let reach = probing::reach(first.filter(|_| !self.many));
         let debug =
-            |path: &Path, known_as: &Path| symbolizer.debug_file(first?, path, known_as, reach);
+            |file: &Opened, known_as: &Path| symbolizer.debug_file(first?, file, known_as, reach);
         probing
             .discover(candidates, true, own, &debug)
             .or_else(|error| {
@@ -165,7 +166,7 @@ impl Session<'_> {
             self.unwinding.foresee(&mut self.tracer, &candidates)?;
             let now_ns = monotonic_ns();
             for pid in self.processes.living().collect::<Vec<_>>() {
-                self.follow(pid, now_ns);
+                self.follow(pid, Vec::new(), now_ns);
             }
             return Ok(());
         }
@@ -181,9 +182,9 @@ impl Session<'_> {
         let own = &self.options.own_functions;
         let plans = self
             .probing
-            .discover(&candidates, true, own, &|path, known_as| {
+            .discover(&candidates, true, own, &|file, known_as| {
                 self.symbolizer
-                    .debug_file(first?, path, known_as, probing::reach(None))
+                    .debug_file(first?, file, known_as, probing::reach(None))
             });
         // for those that were named there are probes already
         let plans = match matches!(self.options.target, TargetOption::Chosen(_)) {
@@ -261,11 +262,5 @@ fn give_memory_back() {
 /// The libc that most programs of this machine have: a shell's.
 fn own_libc() -> Vec<Candidate> {
     let objects = objects_of_command(Path::new("/bin/sh")).unwrap_or_default();
-    objects
-        .into_iter()
-        .map(|path| Candidate {
-            shown: path.clone(),
-            path,
-        })
-        .collect()
+    objects.into_iter().map(Candidate::named).collect()
 }

@@ -20,20 +20,21 @@ mod translators;
 mod unwinding;
 mod wait;
 
+use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser as _;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::cli::Arguments;
 use crate::model::capture::Sampling;
 use crate::model::run::Reason;
 use crate::model::snapshot::WallTime;
 use crate::options::{Options, TargetOption, validate};
-use crate::process::{MappingEvents, Mappings, memory};
+use crate::process::{MappingEvents, Mappings, ObjectFile, inherited, memory};
 use crate::reader;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
@@ -50,6 +51,9 @@ use traced::Traced;
 use unwinding::Unwinding;
 use wait::{Schedule, Wake, monotonic};
 
+/// Files that stay known although no traced process maps them.
+const UNUSED_FILES: usize = 512;
+
 /// Traces as the options say; gives memleak's exit status.
 ///
 /// # Errors
@@ -64,9 +68,7 @@ pub fn run(options: &Options) -> Result<u8> {
     reader::start();
     let interrupts = Interrupts::catch()?;
     let many = options.many_processes();
-    if many {
-        allow_many_files();
-    }
+    inherited::allow_many_files()?;
     let chosen = Chosen::new(options)?;
     let mapping_events = MappingEvents::start(many)?;
     let mut mappings = Mappings::default();
@@ -279,45 +281,63 @@ impl Session<'_> {
             tracer: &mut self.tracer,
         };
         let changed = self.processes.apply(news.events, &mut keepers)?;
+        for pid in &changed {
+            self.mappings.tidy(*pid);
+        }
         if news.lost > 0 {
             self.make_up_for(news.lost);
         }
+        self.forget_files()?;
         // what a new library allocates fills the ring of walks until its table is there; searching it for an
         // allocator takes longer
-        if many {
-            for pid in &changed {
-                self.unwinding
-                    .load(&mut self.tracer, &self.mappings, *pid)?;
+        let mut new = BTreeMap::new();
+        for pid in &changed {
+            let objects = self.mappings.take_new_objects(*pid);
+            if many {
+                self.unwinding.load(&mut self.tracer, &objects)?;
             }
+            new.insert(*pid, objects);
         }
         self.tell_unwinder()?;
         if !changed.is_empty() {
             let now_ns = monotonic_ns();
-            for pid in &changed {
+            for (pid, objects) in new {
                 if self.scope == Scope::Each {
-                    self.probing.note_late(*pid);
+                    self.probing.note_late(pid);
                 }
-                self.follow(*pid, now_ns);
+                self.follow(pid, objects, now_ns);
             }
         }
         unwinding::finish(&mut self.tracer, &self.mappings, walks)?;
         self.reporter.show_calls(&self.tracer.take_calls()?)
     }
 
-    /// Probes what a process has come to map.
-    fn follow(&mut self, pid: u32, now_ns: u64) {
+    /// Lets go of files that nobody maps any more, and of what was kept of them.
+    fn forget_files(&mut self) -> Result<()> {
+        let gone = self.mappings.release(UNUSED_FILES);
+        if gone.is_empty() {
+            return Ok(());
+        }
+        self.symbolizer.forget_objects();
+        self.probing.forget_objects();
+        self.tracer.forget_files(gone.into_iter())
+    }
+
+    /// Probes what a process has come to map: these objects, or, where each process gets its own probes, whatever it maps.
+    fn follow(&mut self, pid: u32, mut objects: Vec<Arc<ObjectFile>>, now_ns: u64) {
         if translators::suspend(self.options, self.scope) {
             return;
         }
         if self.scope == Scope::Each {
-            let candidates = probing::candidates(&self.mappings.objects(pid));
+            objects = self.mappings.objects(pid);
+            let candidates = probing::candidates(&objects);
             self.unwinding
                 .watch_linker(&mut self.tracer, &candidates, Some(pid));
         }
         self.probing.follow(
             &mut self.tracer,
             (&self.mappings, &self.symbolizer),
-            (pid, self.processes.name(pid)),
+            (pid, self.processes.name(pid), objects),
             self.scope,
             now_ns,
         );
@@ -399,17 +419,6 @@ pub fn default_config() -> Config {
     let arguments = Arguments::parse_from(["memleak", "-p", "1"]);
     let options = validate(arguments, |_| Vec::new());
     config(&options.expect("the defaults are valid"), None)
-}
-
-/// Each process takes some open files: as many as may be had.
-fn allow_many_files() {
-    let limits = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limits.maximum,
-        ..limits
-    };
-    // without them it goes on as far as it gets
-    let _ = setrlimit(Resource::Nofile, raised);
 }
 
 fn wall_time() -> WallTime {

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use crate::discovery::ObjectPlan;
-use crate::files::{self, MOST_OBJECT_BYTES};
 use crate::probes::{Probe, is_patched};
 use crate::process::{Mappings, maps_file_at, memory_of, name};
 use crate::stderr::say;
@@ -13,7 +12,7 @@ use crate::stderr::say;
 /// Takes out of an object's plan the functions that one of the processes has changed in its memory: an inline hook, a patch
 /// of a running program. A probe would run the instruction that was there before.
 pub fn leave_out(object: &mut ObjectPlan, mappings: &Mappings, pids: &[u32]) {
-    let Ok(file) = files::open(&object.path, MOST_OBJECT_BYTES) else {
+    let Ok(file) = object.file.open() else {
         return;
     };
     for &pid in pids {

@@ -3,14 +3,14 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::patched;
 
 use crate::discovery::{Candidate, ObjectPlan, Wanted, discover};
-use crate::files::{Opened, identity};
+use crate::files::Opened;
 use crate::options::Options;
 use crate::probes::{OwnFunction, Search};
 use crate::process::{Mappings, ObjectFile};
@@ -21,14 +21,15 @@ use crate::tracer::Tracer;
 /// The objects that have been looked at.
 pub struct Probing<'a> {
     options: &'a Options,
-    /// Numbers of the objects in which there is nothing new to find.
-    seen: HashSet<usize>,
+    /// The objects in which there is nothing new to find, by their numbers.
+    seen: HashMap<usize, Weak<ObjectFile>>,
     /// Devices and inodes of the files that were searched before they were mapped.
     foreseen: HashSet<(u64, u64)>,
     /// Devices and inodes of the files that are probed: in one process, or, with none, in all that map them.
     probed: HashSet<(Option<u32>, (u64, u64))>,
-    /// What is probed in the files that were found to hold an allocator.
-    plans: HashMap<(u64, u64), ObjectPlan>,
+    /// What is probed in the files that were found to hold an allocator. They stay open, or another file could get their
+    /// numbers.
+    plans: HashMap<(u64, u64), (ObjectPlan, Arc<Opened>)>,
     /// Processes that ran for a while before they got their first probe.
     late: u64,
 }
@@ -49,7 +50,7 @@ impl<'a> Probing<'a> {
     pub fn new(options: &'a Options) -> Self {
         Self {
             options,
-            seen: HashSet::new(),
+            seen: HashMap::new(),
             foreseen: HashSet::new(),
             probed: HashSet::new(),
             plans: HashMap::new(),
@@ -66,7 +67,7 @@ impl<'a> Probing<'a> {
         candidates: &[Candidate],
         all: bool,
         own: &[OwnFunction],
-        debug: &dyn Fn(&Path, &Path) -> Option<Opened>,
+        debug: &dyn Fn(&Opened, &Path) -> Option<Opened>,
     ) -> Result<Vec<ObjectPlan>> {
         let options = self.options;
         let wanted = Wanted {
@@ -113,7 +114,7 @@ impl<'a> Probing<'a> {
         tracer: &mut Tracer<'_>,
         mappings: &Mappings,
     ) -> Result<()> {
-        for object in self.plans.values().cloned().collect::<Vec<_>>() {
+        for (object, _) in self.plans.values().cloned().collect::<Vec<_>>() {
             self.attach(tracer, mappings, &object, None)?;
         }
         Ok(())
@@ -128,10 +129,10 @@ impl<'a> Probing<'a> {
         pid: u32,
     ) {
         for candidate in candidates(objects) {
-            let known = identity(&candidate.path).and_then(|id| self.plans.get(&id));
-            if let Some(plan) = known {
+            let known = candidate.file.identity().and_then(|id| self.plans.get(&id));
+            if let Some((plan, _)) = known {
                 let object = ObjectPlan {
-                    path: candidate.path,
+                    file: candidate.file,
                     ..plan.clone()
                 };
                 // a process that has ended meanwhile is no matter
@@ -140,18 +141,17 @@ impl<'a> Probing<'a> {
         }
     }
 
-    /// Probes, where `scope` says, what a process maps that nobody has mapped before. Where that is an allocator, what
+    /// Probes, where `scope` says, what a process has come to map that nobody has mapped before. Where that is an allocator, what
     /// it did so far is not counted, which is said.
     pub fn follow(
         &mut self,
         tracer: &mut Tracer<'_>,
         maps: (&Mappings, &Symbolizer),
-        (pid, name): (u32, &str),
+        (pid, name, mut objects): (u32, &str, Vec<Arc<ObjectFile>>),
         scope: Scope,
         now_ns: u64,
     ) {
         let (mappings, symbolizer) = maps;
-        let mut objects = mappings.objects(pid);
         let only = match scope {
             Scope::Only(only) => Some(only),
             Scope::Each => Some(pid),
@@ -163,7 +163,7 @@ impl<'a> Probing<'a> {
         if self.options.object.is_some() {
             return;
         }
-        objects.retain(|object| self.seen.insert(object.id));
+        objects.retain(|object| self.see(object));
         // a process without an allocator is traced in vain, but no reason to stop
         let mut candidates = candidates(&objects);
         candidates.retain(|candidate| !self.is_foreseen(candidate));
@@ -172,7 +172,7 @@ impl<'a> Probing<'a> {
         }
         let reach = reach(only);
         let debug =
-            |path: &Path, known_as: &Path| symbolizer.debug_file(pid, path, known_as, reach);
+            |file: &Opened, known_as: &Path| symbolizer.debug_file(pid, file, known_as, reach);
         let found = self
             .discover(&candidates, false, &self.options.own_functions, &debug)
             .or_else(|_| self.discover(&candidates, false, &[], &debug))
@@ -195,22 +195,36 @@ impl<'a> Probing<'a> {
 
     /// Nothing new is to be found in what a process maps now.
     pub fn know(&mut self, mappings: &Mappings, pid: u32) {
-        self.seen
-            .extend(mappings.objects(pid).iter().map(|object| object.id));
+        for object in mappings.objects(pid) {
+            self.see(&object);
+        }
+    }
+
+    /// Tells whether an object is new.
+    fn see(&mut self, object: &Arc<ObjectFile>) -> bool {
+        let seen = Arc::downgrade(object);
+        self.seen.insert(object.id, seen).is_none()
+    }
+
+    /// Forgets objects that nobody maps any more.
+    pub fn forget_objects(&mut self) {
+        self.seen.retain(|_, object| object.strong_count() > 0);
     }
 
     /// Nothing new is to be found in what a command is going to map.
     pub fn foresee(&mut self, candidates: &[Candidate]) {
-        let searched = candidates.iter().filter_map(|of| identity(&of.path));
+        let searched = candidates.iter().filter_map(|of| of.file.identity());
         self.foreseen.extend(searched);
     }
 
     fn is_foreseen(&self, candidate: &Candidate) -> bool {
-        identity(&candidate.path).is_some_and(|identity| self.foreseen.contains(&identity))
+        let identity = candidate.file.identity();
+        identity.is_some_and(|identity| self.foreseen.contains(&identity))
     }
 
     fn is_probed(&self, object: &ObjectPlan, pid: Option<u32>) -> bool {
-        identity(&object.path).is_some_and(|identity| self.probed.contains(&(pid, identity)))
+        let identity = object.file.identity();
+        identity.is_some_and(|identity| self.probed.contains(&(pid, identity)))
     }
 
     /// Probes an object, in one process or in all, unless it is probed already; without the functions that one of these has
@@ -228,8 +242,10 @@ impl<'a> Probing<'a> {
         if self.is_probed(object, pid) {
             return Ok(());
         }
-        let identity = identity(&object.path);
-        let known = identity.is_some_and(|identity| self.plans.contains_key(&identity));
+        let opened = object.file.open();
+        let opened =
+            opened.with_context(|| format!("failed to open {}", object.shown.display()))?;
+        let known = self.plans.contains_key(&opened.identity);
         let mut probed = object.clone();
         let pids = pid.map_or_else(|| mappings.processes(), |pid| vec![pid]);
         patched::leave_out(&mut probed, mappings, &pids);
@@ -239,10 +255,8 @@ impl<'a> Probing<'a> {
         if !probed.plan.probes.is_empty() {
             tracer.attach(&probed, pid)?;
         }
-        if let Some(identity) = identity {
-            self.probed.insert((pid, identity));
-            self.plans.insert(identity, object.clone());
-        }
+        self.probed.insert((pid, opened.identity));
+        self.plans.insert(opened.identity, (object.clone(), opened));
         Ok(())
     }
 }
@@ -253,7 +267,7 @@ pub fn candidates(objects: &[Arc<ObjectFile>]) -> Vec<Candidate> {
         .iter()
         .filter_map(|object| {
             Some(Candidate {
-                path: object.openable_path()?,
+                file: Arc::clone(object.file()?),
                 shown: object.path.clone(),
             })
         })
@@ -270,10 +284,8 @@ pub fn reach(only: Option<u32>) -> Reach {
 
 /// Milliseconds for which a process has mapped an object.
 fn mapped_for(mappings: &Mappings, pid: u32, object: &ObjectPlan, now_ns: u64) -> u64 {
-    let layout = mappings.layout(pid);
-    let mapping = layout
-        .iter()
-        .find(|mapping| mapping.object.path == object.shown);
+    let mut layout = mappings.layout(pid);
+    let mapping = layout.find(|mapping| mapping.object.path == object.shown);
     mapping.map_or(0, |mapping| {
         now_ns.saturating_sub(mapping.since_ns) / 1_000_000
     })

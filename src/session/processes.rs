@@ -15,9 +15,6 @@ use crate::tracer::Tracer;
 /// How long the last report of a process that has ended may take: then it is made out of turn, for all that have.
 const LAST_REPORT: Duration = Duration::from_secs(1);
 
-/// Files that are kept open although no traced process maps them.
-const UNUSED_FILES: usize = 512;
-
 /// How long it may take from a program's first mapping to the word that the process is traced which executes it.
 const JOINING_NS: u64 = 1_000_000_000;
 
@@ -339,13 +336,7 @@ impl Processes {
             keepers.mappings.forget(*pid);
             keepers.symbolizer.remove(*pid);
         }
-        let closed = keepers.mappings.close_unused(UNUSED_FILES);
-        keepers
-            .symbolizer
-            .forget_objects(closed.iter().map(|file| file.object));
-        keepers
-            .tracer
-            .forget_files(closed.iter().filter_map(|file| file.identity))
+        Ok(())
     }
 
     fn insert(&mut self, pid: u32, name: String, since_ns: u64) {

@@ -1,7 +1,7 @@
 //! A report of what the traced processes hold: taken, named, handed on, and what has ended forgotten.
 //! When one is due is the loop's business; how it looks is the outputs'.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use crate::process::Mappings;
 use crate::reader;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::tracer::Tracer;
+use crate::tracer::{Filter, Tracer};
 
 /// Intervals in a row that the overhead may be above the user's limit, with this one the last.
 const MAX_EXPENSIVE: u32 = 2;
@@ -96,7 +96,7 @@ impl Session<'_> {
         self.adopt(&mut snapshot, now_ns);
         ended = self.processes.ended();
         snapshot.time = wall_time();
-        snapshot.losses.mappings = self.lost_mappings;
+        snapshot.losses.mappings = self.lost_mappings + self.mappings.forgotten();
         snapshot.losses.late_processes = self.probing.late();
         // while a run goes on, a target may just be idle
         let silent = self.is_ending && self.tracer.activity()?.entries == 0;
@@ -118,7 +118,31 @@ impl Session<'_> {
         };
         self.reporter.report(&snapshot, &occasion, &mut names)?;
         self.symbolizer.rest();
-        self.retire(&ended)
+        self.retire(&ended)?;
+        self.forget_mappings(now_ns)
+    }
+
+    /// Forgets mappings that are gone and that no stack needs which still holds something.
+    fn forget_mappings(&mut self, now_ns: u64) -> Result<()> {
+        let long = self.mappings.long();
+        if long.is_empty() {
+            return Ok(());
+        }
+        let everything = self.tracer.snapshot(now_ns, &Filter::default())?;
+        let mut needed: HashMap<u32, BTreeSet<u64>> = HashMap::new();
+        for usage in everything.usage {
+            if long.contains(&usage.tgid)
+                && let Some(stack) = self.tracer.stack(usage.stack)?
+            {
+                let addresses = needed.entry(usage.tgid).or_default();
+                addresses.extend(stack.iter().map(|address| address.saturating_sub(1)));
+            }
+        }
+        for pid in long {
+            let addresses = needed.remove(&pid).unwrap_or_default();
+            self.mappings.keep_needed(pid, &addresses);
+        }
+        Ok(())
     }
 
     /// Sees to what nobody is known to hold.
@@ -154,7 +178,8 @@ impl Session<'_> {
         let lost = keepers.tracer.losses().lives;
         self.processes.synchronize(now_ns, lost, &mut keepers);
         for pid in self.processes.living().collect::<Vec<_>>() {
-            self.follow(pid, now_ns);
+            let objects = self.mappings.take_new_objects(pid);
+            self.follow(pid, objects, now_ns);
             self.unwinding
                 .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         }

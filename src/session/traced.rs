@@ -82,12 +82,7 @@ impl Traced {
                     tell_rights();
                 }
                 let (command, path) = HeldCommand::start(words, user)?;
-                let candidates = objects_of_command(&path)?
-                    .into_iter()
-                    .map(|path| Candidate {
-                        shown: path.clone(),
-                        path,
-                    });
+                let candidates = objects_of_command(&path)?.into_iter().map(Candidate::named);
                 Ok((Self::Command(command), candidates.collect()))
             }
             TargetOption::Chosen(_) => Ok((Self::Whoever, Vec::new())),

@@ -150,7 +150,7 @@ impl Session<'_> {
             for pid in self.processes.living().collect::<Vec<_>>() {
                 // for a moment nothing of it was seen
                 self.probing.note_late(pid);
-                self.follow(pid, now_ns);
+                self.follow(pid, Vec::new(), now_ns);
             }
         }
     }

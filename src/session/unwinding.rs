@@ -2,15 +2,15 @@
 //! Knows neither the tables' contents nor how mappings are found out.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::io::Read as _;
-use std::path::Path;
+use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
 
 use anyhow::Result;
 
 use crate::discovery::{Candidate, debug_hook};
-use crate::files;
+use crate::files::Kept;
 use crate::model::losses::CutStacks;
-use crate::process::{Mapping, Mappings, Process};
+use crate::process::{Mapping, Mappings, ObjectFile, Process};
 use crate::stderr::say;
 use crate::tracer::{Code, CodeMapping, DeferredWalk, Tracer, Unwinder};
 
@@ -40,7 +40,7 @@ impl Unwinding {
             return Ok(());
         }
         let files = candidates.iter().filter_map(|candidate| {
-            Some((files::identity(&candidate.path)?, candidate.path.clone()))
+            Some((candidate.file.identity()?, Arc::clone(&candidate.file)))
         });
         tracer.load_tables(files, report_progress)
     }
@@ -58,12 +58,11 @@ impl Unwinding {
         let Some((linker, offset)) = debug_hook(candidates) else {
             return;
         };
-        let id = files::identity(&linker);
-        if id.is_some_and(|id| !self.linkers.insert((pid, id))) {
+        if !self.linkers.insert((pid, linker.identity)) {
             return;
         }
         // a process can have ended meanwhile
-        if let Err(error) = tracer.watch_linker(&linker, offset, pid)
+        if let Err(error) = tracer.watch_linker(&linker.path(), offset, pid)
             && pid.is_none_or(|pid| Process::open(pid).is_ok())
         {
             say!("warning: libraries that take the place of others are noticed late: {error:#}");
@@ -96,14 +95,13 @@ impl Unwinding {
     ///
     /// # Errors
     /// Fails when the kernel refuses memory.
-    pub fn load(&self, tracer: &mut Tracer<'_>, mappings: &Mappings, pid: u32) -> Result<()> {
+    pub fn load(&self, tracer: &mut Tracer<'_>, objects: &[Arc<ObjectFile>]) -> Result<()> {
         if !tracer.wants_tables() {
             return Ok(());
         }
-        let objects = mappings.objects(pid);
         let files = objects
             .iter()
-            .filter_map(|object| Some((object.identity()?, object.openable_path()?)));
+            .filter_map(|object| Some((object.identity()?, Arc::clone(object.file()?))));
         tracer.load_tables(files, report_progress)
     }
 
@@ -148,14 +146,10 @@ impl Unwinding {
             return Ok(());
         }
         if !self.knows(pid) && self.told.len() >= MOST_DESCRIBED {
-            return self.load(tracer, mappings, pid);
+            return self.load(tracer, &mappings.objects(pid));
         }
         self.told.insert(pid, now);
-        let code: Vec<CodeMapping> = mappings
-            .layout(pid)
-            .into_iter()
-            .filter_map(|mapping| code_mapping(&mapping))
-            .collect();
+        let code: Vec<CodeMapping> = mappings.layout(pid).filter_map(code_mapping).collect();
         tracer.set_code(pid, &code, changes, report_progress)
     }
 }
@@ -230,15 +224,18 @@ fn report_progress(done: usize, all: usize) {
 /// None for what no return address should be looked for in: the kernel's pages for uprobes, where the unwinder puts the
 /// original return address, and the emulated vsyscall page.
 fn code_mapping(mapping: &Mapping) -> Option<CodeMapping> {
-    let label = mapping.object.path.to_string_lossy();
+    let label = mapping.object.path.as_os_str();
     if label == "[uprobes]" || label == "[vsyscall]" {
         return None;
     }
-    let code = match (mapping.object.identity(), mapping.object.openable_path()) {
-        (Some(id), Some(path)) => Code::File { id, path },
+    let code = match (mapping.object.identity(), mapping.object.file()) {
+        (Some(id), Some(file)) => Code::File {
+            id,
+            file: Arc::clone(file),
+        },
         (Some(id), None) => Code::Unreadable { id },
         // the vDSO
-        (None, Some(path)) => image(&path).map_or(Code::Anonymous, Code::Image),
+        (None, Some(file)) => image(file).map_or(Code::Anonymous, Code::Image),
         (None, None) => Code::Anonymous,
     };
     Some(CodeMapping {
@@ -249,9 +246,10 @@ fn code_mapping(mapping: &Mapping) -> Option<CodeMapping> {
     })
 }
 
-fn image(path: &Path) -> Option<Vec<u8>> {
-    let file = files::open(path, MOST_IMAGE_BYTES).ok()?;
-    let mut image = Vec::new();
-    file.into_file().read_to_end(&mut image).ok()?;
+fn image(file: &Arc<Kept>) -> Option<Vec<u8>> {
+    let opened = file.open().ok()?;
+    let length = usize::try_from(opened.size.min(MOST_IMAGE_BYTES)).ok()?;
+    let mut image = vec![0; length];
+    opened.file().read_exact_at(&mut image, 0).ok()?;
     Some(image)
 }

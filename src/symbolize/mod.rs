@@ -7,13 +7,13 @@ mod perf_map;
 pub mod resolve;
 mod separate;
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::fs::File;
 use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use anyhow::Result;
 
@@ -23,9 +23,9 @@ pub use kernel::KernelSymbols;
 use crate::debuginfo::{Named, NamedPlace, Places};
 use perf_map::PerfMap;
 pub use separate::Reach;
-use separate::{Folders, RootId};
+use separate::{DebugFile, Folders, RootId};
 
-use crate::files::{self, MOST_OBJECT_BYTES, Opened};
+use crate::files::{self, Kept, MOST_OBJECT_BYTES, Opened};
 use crate::model::report::{Frame, Function, Location, Module};
 use crate::model::snapshot::Stack;
 use crate::process::{Mapping, Mappings, ObjectFile};
@@ -70,12 +70,13 @@ struct Process {
 }
 
 struct KnownModule {
+    object: Weak<ObjectFile>,
     module: Arc<Module>,
-    path: Option<PathBuf>,
+    has_file: bool,
     /// Files with its debug information, below the folders that the user names.
     named: Vec<PathBuf>,
     /// One that was found where the object leads to.
-    found: Option<Opened>,
+    found: Option<Arc<Kept>>,
     places: HashMap<u64, Place>,
 }
 
@@ -131,11 +132,10 @@ impl Symbolizer {
         self.processes.remove(&pid);
     }
 
-    /// Lets go of what was found in objects, by their numbers: nobody maps them any more.
-    pub fn forget_objects(&mut self, objects: impl Iterator<Item = usize>) {
-        let objects: HashSet<usize> = objects.collect();
+    /// Lets go of what was found in objects of which nothing is known any more.
+    pub fn forget_objects(&mut self) {
         self.modules
-            .retain(|(object, _), _| !objects.contains(object));
+            .retain(|_, known| known.object.strong_count() > 0);
     }
 
     /// The file with the debug information of `file`, which a process knows by a path; none when `file` has its own, or
@@ -143,13 +143,13 @@ impl Symbolizer {
     pub fn debug_file(
         &self,
         pid: u32,
-        file: &Path,
+        file: &Opened,
         known_as: &Path,
         reach: Reach,
     ) -> Option<Opened> {
         let folders = &self.processes.get(&pid)?.folders;
-        let facts = reader::facts(files::open(file, MOST_OBJECT_BYTES).ok()?.file())?;
-        folders.find(&facts, known_as, reach)
+        let facts = reader::facts(file.file())?;
+        Some(folders.find(&facts, known_as, reach)?.opened)
     }
 
     /// Names of generated code are to be read again.
@@ -196,7 +196,7 @@ impl Symbolizer {
             };
             let offset = mapping.file_offset(call);
             let known = self.module(pid, mapping);
-            if known.path.is_some() && !known.places.contains_key(&offset) {
+            if known.has_file && !known.places.contains_key(&offset) {
                 let (_, offsets) = wanted
                     .entry(mapping.object.id)
                     .or_insert_with(|| (mapping, Vec::new()));
@@ -208,7 +208,8 @@ impl Symbolizer {
             offsets.sort_unstable();
             offsets.dedup();
             for offsets in offsets.chunks(MOST_PLACES) {
-                self.module(pid, mapping).look_up(offsets, inlines);
+                let file = mapping.object.open();
+                self.module(pid, mapping).look_up(file, offsets, inlines);
             }
         }
     }
@@ -242,7 +243,7 @@ impl Symbolizer {
         let frame = Frame {
             address,
             module: Some(Arc::clone(&known.module)),
-            file_offset: known.path.is_some().then(|| mapping.file_offset(address)),
+            file_offset: known.has_file.then(|| mapping.file_offset(address)),
             function: place.function,
             function_offset: place.offset,
             inlined: place.inlined,
@@ -271,12 +272,12 @@ impl Symbolizer {
 }
 
 impl KnownModule {
-    fn new(object: &ObjectFile, folders: Option<&Folders>, debug_files: &[DebugFiles]) -> Self {
-        let path = object.openable_path();
-        let facts = path
-            .as_ref()
-            .and_then(|path| files::open(path, MOST_OBJECT_BYTES).ok())
-            .and_then(|file| reader::facts(file.file()));
+    fn new(
+        object: &Arc<ObjectFile>,
+        folders: Option<&Folders>,
+        debug_files: &[DebugFiles],
+    ) -> Self {
+        let facts = object.open().and_then(|file| reader::facts(file.file()));
         let build_id = facts.as_ref().and_then(|facts| facts.build_id.clone());
         let named = build_id.iter().flat_map(|build_id| {
             debug_files
@@ -287,10 +288,11 @@ impl KnownModule {
         let found = facts
             .as_ref()
             // the names are for those that see the same root
-            .and_then(|facts| folders?.find(facts, &object.path, Reach::Process));
+            .and_then(|facts| folders?.find(facts, &object.path, Reach::Process))
+            .map(DebugFile::keep);
         let named: Vec<PathBuf> = named.collect();
         let module = Module {
-            path: match path {
+            path: match object.file() {
                 // generated code, as /proc/PID/maps and as perf's events name it
                 None if matches!(object.path.to_str(), Some("" | "//anon")) => "[anon]".into(),
                 _ => object.path.clone(),
@@ -298,8 +300,9 @@ impl KnownModule {
             build_id,
         };
         Self {
+            object: Arc::downgrade(object),
             module: Arc::new(module),
-            path,
+            has_file: object.file().is_some(),
             named,
             found,
             places: HashMap::new(),
@@ -308,13 +311,16 @@ impl KnownModule {
 
     /// Looks up places in the file: in debug information that lies apart, in its own, in its symbols. What can't be
     /// read, or is damaged, stays unknown.
-    fn look_up(&mut self, offsets: &[u64], inlines: bool) {
-        let own = self.path.iter();
-        let opened: Vec<Opened> = own
-            .chain(&self.named)
+    fn look_up(&mut self, own: Option<Arc<Opened>>, offsets: &[u64], inlines: bool) {
+        let named = self.named.iter();
+        let named: Vec<Opened> = named
             .filter_map(|path| files::open(path, MOST_OBJECT_BYTES).ok())
             .collect();
-        let files: Vec<&File> = opened.iter().chain(&self.found).map(Opened::file).collect();
+        let found = self.found.as_ref().and_then(|found| found.open().ok());
+        let files: Vec<&File> = (own.iter().map(|file| file.file()))
+            .chain(named.iter().map(Opened::file))
+            .chain(found.iter().map(|file| file.file()))
+            .collect();
         let found = reader::names(&files, Places::at_offsets(offsets.to_vec(), inlines));
         for (offset, found) in offsets.iter().zip(found) {
             self.places

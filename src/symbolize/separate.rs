@@ -4,10 +4,11 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use crate::debuginfo::Facts;
 use crate::files::proc;
-use crate::files::{MOST_OBJECT_BYTES, Opened, Root, owners};
+use crate::files::{Kept, MOST_OBJECT_BYTES, Opened, Root, Way, owners};
 use crate::reader;
 
 /// The folder for debug information that distributions agree on.
@@ -34,13 +35,20 @@ pub struct Folders {
     /// Those that the user names.
     named: Vec<PathBuf>,
     /// What `/` means to memleak.
-    own: Option<Root>,
+    own: Option<Arc<Root>>,
     /// What `/` means to the process, unless that is the same; it stays known when the process has gone.
-    target: Option<Root>,
+    target: Option<Arc<Root>>,
     /// The target's root, if it is not ours.
     foreign: Option<RootId>,
     /// Whose files are believed besides root's, by user id.
     owners: Vec<u32>,
+}
+
+/// A file with debug information.
+pub struct DebugFile {
+    /// The file.
+    pub opened: Opened,
+    way: Way,
 }
 
 /// A root directory that is not memleak's own: its mount namespace, device and inode.
@@ -53,8 +61,10 @@ impl Folders {
         let foreign = foreign_root(pid);
         Self {
             named: named.iter().map(absolute).collect(),
-            own: Root::own().ok(),
-            target: foreign.as_ref().and_then(|_| Root::of(pid).ok()),
+            own: own_root(),
+            target: foreign
+                .as_ref()
+                .and_then(|_| Root::of(pid).ok().map(Arc::new)),
             foreign,
             owners: owners(pid),
         }
@@ -66,7 +76,7 @@ impl Folders {
         Self {
             named: Vec::new(),
             own: None,
-            target: Some(root),
+            target: Some(Arc::new(root)),
             foreign: None,
             owners: Vec::new(),
         }
@@ -79,12 +89,12 @@ impl Folders {
 
     /// What `/` means to the process, as far as is known.
     pub fn root(&self) -> Option<&Root> {
-        self.target.as_ref().or(self.own.as_ref())
+        self.target.as_deref().or(self.own.as_deref())
     }
 
     /// The file with the debug information that a file, which the target knows by a path, lacks; none when it has its
     /// own, or when nobody has. `reach` says who is affected by what the file says.
-    pub fn find(&self, facts: &Facts, known_as: &Path, reach: Reach) -> Option<Opened> {
+    pub fn find(&self, facts: &Facts, known_as: &Path, reach: Reach) -> Option<DebugFile> {
         if facts.has_debug_info {
             return None;
         }
@@ -100,7 +110,7 @@ impl Folders {
         })
     }
 
-    fn by_build_id(&self, build_id: &[u8], reach: Reach) -> Option<Opened> {
+    fn by_build_id(&self, build_id: &[u8], reach: Reach) -> Option<DebugFile> {
         if build_id.len() < SHORTEST_BUILD_ID {
             return None;
         }
@@ -109,12 +119,18 @@ impl Folders {
         let named = self.named.iter().map(|folder| folder.join(&name));
         let usual = [Path::new(DEBUG_FOLDER).join(&name)];
         self.candidates(named, usual, reach).find(|file| {
-            let facts = reader::facts(file.file());
+            let facts = reader::facts(file.opened.file());
             facts.is_some_and(|facts| facts.build_id.as_deref() == Some(build_id))
         })
     }
 
-    fn by_link(&self, name: &Path, known_as: &Path, checksum: u32, reach: Reach) -> Option<Opened> {
+    fn by_link(
+        &self,
+        name: &Path,
+        known_as: &Path,
+        checksum: u32,
+        reach: Reach,
+    ) -> Option<DebugFile> {
         let folder = known_as.parent()?;
         let inner = folder.strip_prefix("/").unwrap_or(folder);
         let named = self
@@ -127,6 +143,7 @@ impl Folders {
             Path::new(DEBUG_FOLDER).join(inner).join(name),
         ];
         self.candidates(named, usual, reach).find(|file| {
+            let file = &file.opened;
             file.size <= MOST_CHECKED_BYTES && reader::checksum(file.file()) == Some(checksum)
         })
     }
@@ -138,31 +155,56 @@ impl Folders {
         named: impl IntoIterator<Item = PathBuf, IntoIter: 'a>,
         usual: impl IntoIterator<Item = PathBuf, IntoIter: 'a>,
         reach: Reach,
-    ) -> impl Iterator<Item = Opened> + 'a {
+    ) -> impl Iterator<Item = DebugFile> + 'a {
         let own = self.own.as_ref();
+        let trusted = move |place: PathBuf| {
+            let opened = own?.open_trusted(&place, MOST_OBJECT_BYTES).ok()?;
+            Some(DebugFile::new(opened, own?, place))
+        };
         let named = named.into_iter().filter_map(move |place| match reach {
-            Reach::Everyone => own?.open_trusted(&place, MOST_OBJECT_BYTES).ok(),
+            Reach::Everyone => trusted(place),
             // the user vouches for what he names
-            Reach::Process => own?.open(&place, MOST_OBJECT_BYTES).ok(),
+            Reach::Process => {
+                let opened = own?.open(&place, MOST_OBJECT_BYTES).ok()?;
+                Some(DebugFile::new(opened, own?, place))
+            }
         });
         let usual = usual.into_iter().filter_map(move |place| match reach {
-            Reach::Everyone => own?.open_trusted(&place, MOST_OBJECT_BYTES).ok(),
+            Reach::Everyone => trusted(place),
             Reach::Process => {
-                let found = self
-                    .target
-                    .as_ref()
-                    .and_then(|root| self.found_in(root, &place));
-                found.or_else(|| self.found_in(own?, &place))
+                let mut roots = self.target.iter().chain(own);
+                roots.find_map(|root| self.found_in(root, &place))
             }
         });
         named.chain(usual)
     }
 
     /// Whoever may write a folder can put a file beside another's program: the process's own and root's are believed.
-    fn found_in(&self, root: &Root, place: &Path) -> Option<Opened> {
+    fn found_in(&self, root: &Arc<Root>, place: &Path) -> Option<DebugFile> {
         let file = root.open(place, MOST_OBJECT_BYTES).ok()?;
-        (file.owner == 0 || self.owners.contains(&file.owner)).then_some(file)
+        let is_believed = file.owner == 0 || self.owners.contains(&file.owner);
+        is_believed.then(|| DebugFile::new(file, root, place.to_path_buf()))
     }
+}
+
+impl DebugFile {
+    fn new(opened: Opened, root: &Arc<Root>, place: PathBuf) -> Self {
+        Self {
+            opened,
+            way: Way::Below(Arc::clone(root), place),
+        }
+    }
+
+    /// Keeps it at hand.
+    pub fn keep(self) -> Arc<Kept> {
+        Kept::found(self.opened, self.way)
+    }
+}
+
+/// What `/` means to memleak, which is the same for all.
+fn own_root() -> Option<Arc<Root>> {
+    static OWN: OnceLock<Option<Arc<Root>>> = OnceLock::new();
+    OWN.get_or_init(|| Root::own().ok().map(Arc::new)).clone()
 }
 
 /// A process's root, unless it is ours.

@@ -2,19 +2,21 @@
 //! Which functions and where is decided in `probes`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{Link, ProgramMut, UprobeMultiOpts, UprobeOpts};
 
 use super::kernel::Attachment;
 use super::skel::MemleakProgs;
+use crate::files::Opened;
 use crate::probes::{Operation, Probe};
 
 /// The functions to probe in one object.
 #[derive(Clone, Debug)]
 pub struct ObjectProbes {
-    /// A path that leads to the object's file.
-    pub path: PathBuf,
+    /// The object's file.
+    pub file: Arc<Opened>,
     /// The path to show.
     pub shown: PathBuf,
     /// The functions, each with its row in the table that the programs read.
@@ -93,7 +95,7 @@ pub fn attach(
             ..UprobeMultiOpts::default()
         };
         program
-            .attach_uprobe_multi_with_opts(pid, &object.path, "", options)
+            .attach_uprobe_multi_with_opts(pid, object.file.path(), "", options)
             .map(Some)
             .with_context(|| refused(&object.shown, probes))
     };
@@ -224,7 +226,7 @@ fn attach_one(
         ..UprobeOpts::default()
     };
     program
-        .attach_uprobe_with_opts(pid, &object.path, offset as usize, options)
+        .attach_uprobe_with_opts(pid, object.file.path(), offset as usize, options)
         .with_context(|| {
             format!(
                 "failed to attach `{}` in {}",

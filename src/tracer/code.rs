@@ -2,7 +2,8 @@
 //! themselves are kept in `unwind_tables`.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{MapCore as _, MapFlags};
@@ -10,6 +11,7 @@ use libbpf_rs::{MapCore as _, MapFlags};
 use super::deferred::Found;
 use super::unwind_tables::Meanwhile;
 use super::{CodeMapping, DeferredWalk, FileId, TableUsage, Tracer, Unwinder, attach};
+use crate::files::Kept;
 
 impl Tracer<'_> {
     /// Whether stacks are unwound with tables, which [`Tracer::load_tables`] and [`Tracer::set_code`] provide.
@@ -29,7 +31,7 @@ impl Tracer<'_> {
     /// Fails when the kernel refuses memory.
     pub fn load_tables(
         &mut self,
-        files: impl Iterator<Item = (FileId, PathBuf)>,
+        files: impl Iterator<Item = (FileId, Arc<Kept>)>,
         mut progress: impl FnMut(usize, usize),
     ) -> Result<()> {
         // what the programs report while tables are being built must not find a full ring

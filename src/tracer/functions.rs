@@ -9,20 +9,19 @@ use libbpf_rs::{MapCore as _, MapFlags};
 use super::skel::types;
 use super::{Attachment, Tracer, owner, unwind_tables};
 use crate::discovery::ObjectPlan;
-use crate::files;
 use crate::probes::{LIBC, Operation, Probe};
 
 impl Tracer<'_> {
     /// Whether what is to be probed in an object is in the table already: another process maps it.
     pub(super) fn is_described(&self, object: &ObjectPlan) -> bool {
-        let file = files::identity(&object.path);
+        let file = object.file.identity();
         let known = file.and_then(|file| self.described.get(&file));
         known.is_some_and(|known| known.iter().map(|(_, probe)| probe).eq(&object.plan.probes))
     }
 
     /// Puts what is to be probed in an object into the table; gives the functions with their rows.
     pub(super) fn describe_object(&mut self, object: &ObjectPlan) -> Result<Vec<(u32, Probe)>> {
-        let file = files::identity(&object.path);
+        let file = object.file.identity();
         if self.is_described(object)
             && let Some(known) = file.and_then(|file| self.described.get(&file))
         {
@@ -67,7 +66,7 @@ impl Tracer<'_> {
         }
         self.objects += 1;
         let row = u32::try_from(self.objects)?;
-        if let Some(identity) = files::identity(&object.path) {
+        if let Some(identity) = object.file.identity() {
             let key = unwind_tables::file_key(identity)?;
             self.skel
                 .maps

@@ -50,7 +50,7 @@ pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
 pub use usage::Filter;
 
 use crate::discovery::ObjectPlan;
-use crate::files;
+use crate::files::Opened;
 use crate::model::capture::{Sampling, Unwind};
 use crate::model::snapshot::StackId;
 use crate::probes::Probe;
@@ -205,7 +205,7 @@ impl<'obj> Tracer<'obj> {
     /// Fails when the kernel refuses, or when there are too many functions.
     pub fn attach(&mut self, object: &ObjectPlan, pid: Option<u32>) -> Result<()> {
         let object = ObjectProbes {
-            path: object.path.clone(),
+            file: opened(object)?,
             shown: object.shown.clone(),
             probes: self.describe_object(object)?,
         };
@@ -394,7 +394,12 @@ impl<'obj> Tracer<'obj> {
 /// The user whose file an object is.
 fn owner(object: &ObjectPlan) -> u32 {
     // what can't be asked can't be probed either
-    files::owner(&object.path).unwrap_or(0)
+    opened(object).map_or(0, |file| file.owner)
+}
+
+fn opened(object: &ObjectPlan) -> Result<Arc<Opened>> {
+    let opened = object.file.open();
+    opened.with_context(|| format!("failed to open {}", object.shown.display()))
 }
 
 /// Drops links together: at each the kernel waits for all who may be in a probe, and of one wait all can make use.

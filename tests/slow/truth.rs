@@ -86,6 +86,22 @@ const FIXTURES: &[(&str, &[&str], Result<(), &str>)] = &[
         Err("it takes a newline for each allocation, and Valgrind waits for its first thread"),
     ),
     (
+        "many_plugins.c",
+        &[],
+        Err("loads plugins, which its own test file builds"),
+    ),
+    (
+        "code_comes_and_goes.c",
+        &[],
+        Err("the files that it maps are in a folder that its own test makes"),
+    ),
+    ("scattered_code.c", &["10"], Ok(())),
+    (
+        "huge_text.c",
+        &[],
+        Err("it writes over code, which Valgrind has translated before"),
+    ),
+    (
         "maps_code.c",
         &[],
         Err("the code that it runs is in a file that its own test makes"),

@@ -16,6 +16,7 @@ mod hostile_files;
 mod identity;
 mod live_outputs;
 mod losses;
+mod mappings;
 mod output_files;
 mod own_allocators;
 mod privileges;

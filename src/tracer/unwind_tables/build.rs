@@ -2,11 +2,11 @@
 //! Knows files only; where tables go is the parent's business.
 
 use std::fs::File;
-use std::path::Path;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
-use crate::files::{self, MOST_OBJECT_BYTES};
+use crate::files::Kept;
 use crate::reader;
 use crate::unwind::Table;
 
@@ -38,18 +38,14 @@ impl Meanwhile<'_> {
     }
 }
 
-/// Builds the tables of all files; results are in the order of `paths`, none for a file that can't be read or has no
+/// Builds the tables of all files; results are in their order, none for a file that can't be read or has no
 /// table.
-pub fn build_all<'a>(
-    paths: impl Iterator<Item = &'a Path>,
-    meanwhile: &mut Meanwhile<'_>,
-) -> Vec<Option<Table>> {
-    let paths: Vec<&Path> = paths.collect();
+pub fn build_all(kept: &[Arc<Kept>], meanwhile: &mut Meanwhile<'_>) -> Vec<Option<Table>> {
     let (mut before, mut told) = (Duration::ZERO, 0);
     let mut tables = Vec::new();
-    for paths_of_some in paths.chunks(OPEN_FILES) {
-        let open = |path: &&Path| Some(files::open(path, MOST_OBJECT_BYTES).ok()?.into_file());
-        let files: Vec<Option<File>> = paths_of_some.iter().map(open).collect();
+    for some in kept.chunks(OPEN_FILES) {
+        let open = |kept: &Arc<Kept>| kept.open().ok()?.file().try_clone().ok();
+        let files: Vec<Option<File>> = some.iter().map(open).collect();
         let mut passed = Duration::ZERO;
         let done_before = tables.len();
         tables.extend(reader::tables(files, &mut |done, time| {
@@ -58,7 +54,7 @@ pub fn build_all<'a>(
             let intervals = (before + time).as_millis() / PROGRESS_INTERVAL.as_millis();
             if intervals > told {
                 told = intervals;
-                (meanwhile.progress)(done_before + done, paths.len());
+                (meanwhile.progress)(done_before + done, kept.len());
             }
         }));
         before += passed;
@@ -72,12 +68,12 @@ mod tests {
 
     #[test]
     fn tables_come_in_the_order_that_was_asked_for() {
-        let paths = ["/proc/self/exe", "/nonexistent", "/proc/self/exe"].map(Path::new);
+        let files = ["/proc/self/exe", "/nonexistent", "/proc/self/exe"].map(Kept::named);
         let mut meanwhile = Meanwhile {
             tick: &mut || {},
             progress: &mut |_, _| {},
         };
-        let tables = build_all(paths.into_iter(), &mut meanwhile);
+        let tables = build_all(&files, &mut meanwhile);
         let built: Vec<bool> = tables.iter().map(Option::is_some).collect();
         assert_eq!(built, [true, false, true]);
     }

@@ -6,12 +6,13 @@ mod process;
 mod rules;
 mod store;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Display;
 use std::fs;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
@@ -20,7 +21,7 @@ use super::deferred::Found;
 use super::skel::types::{
     unwind_code, unwind_file, unwind_file_key, unwind_mapping, unwind_process, unwind_segment,
 };
-use crate::files;
+use crate::files::Kept;
 use crate::unwind::{self, PAGE_SIZE, Rule, Segment, Table};
 pub use build::Meanwhile;
 use build::build_all;
@@ -31,14 +32,14 @@ use store::{LoadedFile, LoadedSegment, Store, create_array};
 pub type FileId = (u64, u64);
 
 /// Where the bytes of an executable mapping come from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Code {
     /// A file.
     File {
-        /// Device and inode. The file must stay open while it is traced, so that no other one gets them.
+        /// Device and inode. The file must stay open or mapped, so that no other one gets them.
         id: FileId,
-        /// Where it can be opened now.
-        path: PathBuf,
+        /// How it is had.
+        file: Arc<Kept>,
     },
     /// A file that can't be opened.
     Unreadable {
@@ -52,7 +53,7 @@ pub enum Code {
 }
 
 /// An executable mapping of a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct CodeMapping {
     /// First address.
     pub begin: u64,
@@ -151,29 +152,31 @@ impl UnwindTables {
     /// [`Usage::failed`], and the unwinder follows frame pointers through it.
     pub fn load_files(
         &mut self,
-        files: impl Iterator<Item = (FileId, PathBuf)>,
+        files: impl Iterator<Item = (FileId, Arc<Kept>)>,
         meanwhile: &mut Meanwhile<'_>,
     ) -> Result<()> {
-        let mut new: Vec<(FileId, PathBuf)> = Vec::new();
-        for (id, path) in files {
-            if !self.files.contains_key(&id) && !new.iter().any(|(known, _)| *known == id) {
-                new.push((id, path));
-            }
-        }
+        let mut known = HashSet::new();
+        let (new, kept): (Vec<FileId>, Vec<Arc<Kept>>) = files
+            .filter(|(id, _)| !self.files.contains_key(id) && known.insert(*id))
+            .unzip();
         if new.is_empty() {
             return Ok(());
         }
-        let tables = build_all(new.iter().map(|(_, path)| path.as_path()), meanwhile);
-        for ((id, path), table) in new.iter().zip(tables) {
-            let name = fs::read_link(path).unwrap_or_else(|_| path.clone());
+        let tables = build_all(&kept, meanwhile);
+        for ((id, file), table) in new.iter().zip(kept).zip(tables) {
             // what can't be asked has no table either
-            let owner = files::owner(path).unwrap_or(0);
+            let opened = file.open().ok().filter(|_| table.is_some());
+            let name = opened
+                .as_ref()
+                .and_then(|opened| fs::read_link(opened.path()).ok());
+            let name = name.unwrap_or_else(|| PathBuf::from("a file"));
+            let owner = opened.map_or(0, |opened| opened.owner);
             let of = (&name.display() as &dyn Display, owner);
             let loaded = self.store.load(table.as_ref(), of, meanwhile)?;
             self.files.insert(*id, KnownFile { loaded, table });
         }
         self.store.publish_rules()?;
-        for (id, _) in &new {
+        for id in &new {
             self.publish_file(*id)?;
         }
         Ok(())
@@ -202,7 +205,7 @@ impl UnwindTables {
             }
         }
         let files = mappings.iter().filter_map(|mapping| match &mapping.code {
-            Code::File { id, path } => Some((*id, path.clone())),
+            Code::File { id, file } => Some((*id, Arc::clone(file))),
             Code::Unreadable { .. } | Code::Image(_) | Code::Anonymous => None,
         });
         self.load_files(files, meanwhile)?;
@@ -264,14 +267,14 @@ impl UnwindTables {
         address: u64,
         meanwhile: &mut Meanwhile<'_>,
     ) -> Result<Found> {
-        let Code::File { id, path } = &mapping.code else {
+        let Code::File { id, file } = &mapping.code else {
             return Ok(match mapping.code {
                 Code::Unreadable { .. } => Found::Nothing,
                 _ => Found::Rule(Rule::NoFde, 0),
             });
         };
         if !self.files.contains_key(id) {
-            self.load_files(std::iter::once((*id, path.clone())), meanwhile)?;
+            self.load_files(std::iter::once((*id, Arc::clone(file))), meanwhile)?;
         }
         let known = self.files.get(id);
         let found = known.and_then(|known| {
