@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TARGET := $(shell uname -m)-unknown-linux-gnu
 comma := ,
 
-.PHONY: build demo test bench static install test-truth test-vm soak
+.PHONY: build demo test bench static dist test-dist install test-truth test-vm soak
 
 build: target/release/memleak
 
@@ -59,7 +59,19 @@ static:
 		$(CARGO) build --release --features static --target $(TARGET)
 	@ls -l target/$(TARGET)/release/memleak
 
+# a tarball, a .deb, an .rpm and their checksums of the static binary, in target/dist
+dist: static
+	scripts/install-packages.sh dist
+	scripts/dist.sh target/$(TARGET)/release/memleak $(TARGET)
+
+# the packages in clean roots of Debian 12 and 13, as root
+test-dist: dist
+	$(SUDO) scripts/test-packages.sh target/dist
+
 install: build
 	install -D -m 755 target/release/memleak $(DESTDIR)$(PREFIX)/bin/memleak
+	target/release/memleak man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	target/release/memleak completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/memleak
 
 FORCE:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs, and is quick when they are all there.
-# usage: install-packages.sh build|test|bench|vm...
+# usage: install-packages.sh build|test|bench|vm|dist...
 set -eu
 
 packages=
@@ -25,7 +25,8 @@ for task in "$@"; do
 		;;
 	bench) packages="$packages python3 sqlite3" ;;
 	vm) packages="$packages qemu-system-x86 busybox-static cpio python3 debian-archive-keyring" ;;
-	*) echo "unknown task: $task (build, test, bench or vm)" >&2 && exit 2 ;;
+	dist) packages="$packages python3 rpm lintian mmdebstrap xz-utils" ;;
+	*) echo "unknown task: $task (build, test, bench, vm or dist)" >&2 && exit 2 ;;
 	esac
 done
 

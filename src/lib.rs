@@ -11,6 +11,7 @@ pub mod debuginfo;
 pub mod discovery;
 pub mod files;
 pub mod limits;
+pub mod man;
 pub mod model;
 pub mod offline;
 pub mod options;

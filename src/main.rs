@@ -9,7 +9,7 @@ use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser as _};
 
 use memleak::stderr::say;
-use memleak::{check, cli, offline, options, process, reader, session};
+use memleak::{check, cli, man, offline, options, process, reader, session};
 
 /// What a usage error ends with.
 const USAGE: u8 = 2;
@@ -32,6 +32,12 @@ fn main() -> ExitCode {
         Some(cli::Command::Check(check)) => {
             return match check::run(&check) {
                 Ok(status) => ExitCode::from(status),
+                Err(error) => fail(&format!("{error:#}"), 1),
+            };
+        }
+        Some(cli::Command::Man { folder }) => {
+            return match man::write(&folder) {
+                Ok(()) => ExitCode::SUCCESS,
                 Err(error) => fail(&format!("{error:#}"), 1),
             };
         }

@@ -307,6 +307,11 @@ pub enum Command {
     Report(Box<ReportArguments>),
     /// Say what this machine offers and lacks for tracing, and, with -p, what tracing a process would be like
     Check(CheckArguments),
+    /// Write the manual pages into a folder
+    Man {
+        /// Where to
+        folder: PathBuf,
+    },
     /// Print what completes memleak's options in a shell
     Completions {
         /// Which shell
