@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TARGET := $(shell uname -m)-unknown-linux-gnu
 comma := ,
 
-.PHONY: build demo test bench static dist test-dist install test-truth test-vm soak
+.PHONY: build demo test bench static dist test-dist install test-truth test-vm fuzz soak
 
 build: target/release/memleak
 
@@ -44,6 +44,13 @@ test-truth:
 test-vm: static
 	scripts/install-packages.sh vm
 	tests/vm/matrix.py --memleak target/$(TARGET)/release/memleak $(if $(FAST),--fast,--markdown docs/kernels.md)
+
+# every parser of what others write, for a minute each, with its memory bounded; findings are in fuzz/artifacts
+fuzz:
+	cargo fuzz --version >/dev/null 2>&1 || $(CARGO) install --locked cargo-fuzz
+	@for target in $$(ls fuzz/corpus); do \
+		$(CARGO) fuzz run --sanitizer none --release $$target -- -max_total_time=60 -rss_limit_mb=1024 -timeout=10 || exit 1; \
+	done
 
 # minutes of random operations in eight threads, against their own ledger; a minute of load on the kernel's allocators;
 # a minute of short processes

@@ -6,5 +6,7 @@ mod facts;
 mod mini;
 mod places;
 
+pub use demangle::demangle;
 pub use facts::{Facts, Segment, checksum, facts, segments};
+pub use mini::MiniSymbols;
 pub use places::{Named, NamedPlace, Namer, Places};

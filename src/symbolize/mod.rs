@@ -22,6 +22,7 @@ pub use kernel::KernelSymbols;
 
 use crate::debuginfo::{Named, NamedPlace, Places};
 use perf_map::PerfMap;
+pub use perf_map::parse as perf_map_line;
 pub use separate::Reach;
 use separate::{DebugFile, Folders, RootId};
 

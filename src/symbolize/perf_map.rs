@@ -166,7 +166,8 @@ impl Code {
     }
 }
 
-fn parse(line: &str) -> Option<(u64, u64, &str)> {
+/// A line of a perf map: where a function begins and ends, and its name; none for what is no such line.
+pub fn parse(line: &str) -> Option<(u64, u64, &str)> {
     let (start, rest) = line.split_once(' ')?;
     let (size, name) = rest.split_once(' ')?;
     let number = |text: &str| u64::from_str_radix(text.trim_start_matches("0x"), 16).ok();

@@ -5,6 +5,7 @@
 mod support;
 
 mod formats;
+mod fuzz;
 mod harness;
 mod house;
 mod losses;
