@@ -39,6 +39,8 @@ static __always_inline struct arguments regs_arguments(const struct pt_regs *reg
 #define regs_frame(regs) ((regs)->rbp)
 /* `ret` has popped the return address when a return probe runs. */
 #define SP_AT_RETURN(entry_sp) ((entry_sp) + 8)
+/* What a signal's frame takes at the least: the red zone, the registers, those of the FPU. */
+#define SIGNAL_FRAME_BYTES (128 + 440 + 512)
 /* The return address lies on the stack, where a return probe replaces it. */
 #define RETURN_ADDRESS_ON_STACK 1
 #elif defined(__TARGET_ARCH_arm64)
@@ -57,7 +59,11 @@ static __always_inline struct arguments regs_arguments(const struct pt_regs *reg
 #define regs_sp(context) ((context)->sp)
 #define regs_pc(context) ((context)->pc)
 #define regs_frame(context) ((context)->regs[29])
+#define regs_link(context) ((context)->regs[30])
 #define SP_AT_RETURN(entry_sp) (entry_sp)
+/* What a signal's frame takes at the least: what it tells of the signal, the registers, those of the FPU. */
+#define SIGNAL_FRAME_BYTES (128 + 176 + 280 + 528)
+/* A call puts the return address into x30, and a return probe replaces it there. */
 #define RETURN_ADDRESS_ON_STACK 0
 #else
 #error "memleak knows the registers of x86-64 and aarch64"
@@ -137,10 +143,12 @@ struct uprobes_state {
 
 struct mm_struct {
 	unsigned long start_stack;
+	unsigned long task_size; /* of the address space: a power of 2 on aarch64 */
 	struct uprobes_state uprobes_state;
 };
 
-/* A function whose return is trapped; `stack` is the address of its return address. */
+/* A function whose return is trapped; `stack` is its stack pointer at entry: on x86-64, where its return
+ * address is. */
 struct return_instance {
 	unsigned long stack;
 	unsigned long orig_ret_vaddr;

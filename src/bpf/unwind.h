@@ -111,13 +111,17 @@ struct deferred_walk {
 	__u64 time_ns;
 	__u64 pc, sp, bp; /* of the frame that was reached */
 	__u64 is_return_address;
+	/* aarch64, as in `struct walk` */
+	__u64 link;
+	__u64 sp_is_bound;
+	__u64 address_mask;
 	__u64 hash; /* of the stack so far */
 	__u32 tgid;
 	__u32 readable;	     /* bit by bit, the pages that could be read: a frame can have untouched ones */
 	struct stack walked; /* up to that frame */
 };
 
-/* The most pages that follow. */
+/* The most pages that follow, each of 4096 bytes on any machine. */
 #define DEFERRED_PAGES 16
 
 /* Code was met that the tracer has not described yet: the process's mappings have to be read again. */

@@ -228,14 +228,19 @@ fn measure_trap(tracer: &mut Tracer<'_>) -> Result<TrapCost> {
     })
 }
 
-/// Does nothing, beginning with an instruction like those that allocators are probed at.
+/// Does nothing, beginning with an instruction like those that allocators are probed at. On aarch64 that is one that the
+/// kernel single-steps, so what is probed at another is estimated at too much.
 #[unsafe(naked)]
 #[allow(unsafe_code)] // the compiler leaves the choice of the first instruction in no other way
 pub extern "C" fn probed() {
     #[cfg(target_arch = "x86_64")]
     core::arch::naked_asm!("push rbp", "pop rbp", "ret");
     #[cfg(target_arch = "aarch64")]
-    core::arch::naked_asm!("nop", "ret");
+    core::arch::naked_asm!(
+        "stp x29, x30, [sp, #-16]!",
+        "ldp x29, x30, [sp], #16",
+        "ret"
+    );
 }
 
 /// The same, in other words, so that the compiler does not make one of the two.
@@ -245,7 +250,12 @@ extern "C" fn probed_too() {
     #[cfg(target_arch = "x86_64")]
     core::arch::naked_asm!("push rbp", "nop", "pop rbp", "ret");
     #[cfg(target_arch = "aarch64")]
-    core::arch::naked_asm!("nop", "nop", "ret");
+    core::arch::naked_asm!(
+        "stp x29, x30, [sp, #-16]!",
+        "nop",
+        "ldp x29, x30, [sp], #16",
+        "ret"
+    );
 }
 
 #[cfg(test)]

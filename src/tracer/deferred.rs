@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use super::skel::types;
 use crate::model::losses::CutStacks;
 use crate::model::snapshot::StackId;
-use crate::unwind::{End, Frame, Rule, step};
+use crate::unwind::{End, Frame, Link, Rule, step};
 
-/// Bytes of a page of stack memory, as the programs send it.
+/// Bytes of a page of stack memory, as the programs send it on any machine.
 const PAGE_BYTES: usize = 4096;
 
 /// A walk up a stack, and the stack's memory, as of the moment when it came to a file without a table.
@@ -50,6 +50,11 @@ impl DeferredWalk {
                 sp: event.sp,
                 bp: event.bp,
                 is_return_address: event.is_return_address != 0,
+                link: Link {
+                    register: event.link,
+                    sp_is_bound: event.sp_is_bound != 0,
+                    mask: event.address_mask,
+                },
             },
             hash: event.hash,
             walked: event.walked,
@@ -207,6 +212,7 @@ mod tests {
                 sp: 0x1000,
                 bp: 0,
                 is_return_address: true,
+                link: Link::default(),
             },
             hash: 7,
             walked,

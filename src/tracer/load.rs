@@ -3,7 +3,7 @@
 
 use std::mem::MaybeUninit;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use libbpf_rs::skel::{OpenSkel as _, SkelBuilder as _};
 use libbpf_rs::{OpenObject, PrintLevel};
 
@@ -62,11 +62,7 @@ pub fn load_unwinder<'obj>(
         let skel = load_programs(first, features, config, false)?;
         return Ok((skel, Unwinder::FramePointers));
     }
-    let with_tables = match cfg!(target_arch = "x86_64") {
-        true => load_programs(first, features, config, true),
-        false => Err(anyhow!("there are none for this architecture yet")),
-    };
-    match (with_tables, config.unwind) {
+    match (load_programs(first, features, config, true), config.unwind) {
         (Ok(skel), _) => Ok((skel, Unwinder::Tables)),
         (Err(error), Unwind::Tables) => Err(error
             .context("failed to unwind with tables (--unwind fp and --unwind auto do without)")),

@@ -4,9 +4,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
-/// mmap and munmap work on whole pages of this many bytes.
-const PAGE: u64 = 4096;
-
 /// The flag of mremap(2) that leaves the old mapping in place.
 const MREMAP_DONTUNMAP: u64 = 4;
 
@@ -207,15 +204,18 @@ impl Ranges {
     }
 }
 
+/// What mmap and munmap make of a range.
 fn whole_pages(at: Range<u64>) -> Range<u64> {
-    at.start..at.end.checked_next_multiple_of(PAGE).unwrap_or(at.end)
+    let page = rustix::param::page_size() as u64;
+    at.start..at.end.checked_next_multiple_of(page).unwrap_or(at.end)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const P: u64 = PAGE;
+    /// A page, as machines have them on which this is run.
+    const P: u64 = 4096;
 
     /// A mapping of 8 pages at page 16, made by stack 7.
     fn mapped() -> Ranges {

@@ -1,32 +1,30 @@
 //! Call frame information in DWARF's own terms (gimli) → code ranges with one rule each.
 //! Nothing here knows how rows are packed; the layout of tables lives in the parent module.
 
+mod aarch64;
+mod x86_64;
+
 use std::collections::HashMap;
 
 use gimli::{
-    BaseAddresses, CfaRule, CieOrFde, CommonInformationEntry, EndianSlice, FrameDescriptionEntry,
+    BaseAddresses, CieOrFde, CommonInformationEntry, EndianSlice, FrameDescriptionEntry,
     LittleEndian, Operation, Register, RegisterRule, UnwindContext, UnwindContextStorage,
     UnwindExpression, UnwindOffset, UnwindSection, UnwindTableRow,
 };
 
-use super::rule::{Base, Rule, SavedRbp};
+use super::Machine;
+use super::rule::Rule;
 
 type Bytes<'a> = EndianSlice<'a, LittleEndian>;
 
-// DWARF register numbers of the x86-64 psABI, figure 3.36.
-const RBP: Register = Register(6);
-const RSP: Register = Register(7);
-const RETURN_ADDRESS: Register = Register(16);
-/// Offset of rip from rsp in a signal trampoline: `uc_mcontext.gregs[REG_RIP]` behind the popped return address.
-const SIGNAL_RIP: i64 = 168;
 /// Operations in the longest expression that is understood here, the linkage table's.
 const LONGEST_EXPRESSION: usize = 9;
 
 /// Bytes of an entry's common part: compilers write some twenty.
 const LONGEST_CIE: usize = 4096;
 
-/// Storage for gimli's evaluation: gimli's own has room for 192 registers in each row, of which x86-64 code names at
-/// most these; copying it is a large part of the time.
+/// Storage for gimli's evaluation: gimli's own has room for 192 registers in each row, of which code names at most
+/// these; copying it is a large part of the time.
 struct Storage;
 
 impl UnwindContextStorage<usize> for Storage {
@@ -60,6 +58,7 @@ impl Entry {
 pub struct Section<'a, S: UnwindSection<Bytes<'a>>> {
     section: S,
     bases: BaseAddresses,
+    machine: Machine,
     cies: HashMap<usize, CommonInformationEntry<Bytes<'a>>>,
     context: UnwindContext<usize, Storage>,
 }
@@ -68,11 +67,12 @@ impl<'a, S: UnwindSection<Bytes<'a>>> Section<'a, S>
 where
     S::Offset: UnwindOffset<usize>,
 {
-    /// Wraps a section whose encoded pointers count from `bases`.
-    pub fn new(section: S, bases: BaseAddresses) -> Self {
+    /// Wraps a section of code for a machine, whose encoded pointers count from `bases`.
+    pub fn new(section: S, bases: BaseAddresses, machine: Machine) -> Self {
         Section {
             section,
             bases,
+            machine,
             cies: HashMap::new(),
             context: UnwindContext::new_in(),
         }
@@ -120,7 +120,11 @@ where
                 Ok(Some(row)) => {
                     reached = row.end_address().max(reached);
                     if row.start_address() < row.end_address() {
-                        emit(row.start_address(), rule_of(row, &fde, &self.section));
+                        let rule = match self.machine {
+                            Machine::X86_64 => x86_64::rule_of(row, &fde, &self.section),
+                            Machine::Aarch64 => aarch64::rule_of(row, &fde),
+                        };
+                        emit(row.start_address(), rule);
                     }
                 }
                 Ok(None) => return,
@@ -150,95 +154,6 @@ fn cie<'a, S: UnwindSection<Bytes<'a>>>(
     Ok(cie)
 }
 
-fn rule_of<'a, S: UnwindSection<Bytes<'a>>>(
-    row: &UnwindTableRow<usize, Storage>,
-    fde: &FrameDescriptionEntry<Bytes<'a>>,
-    section: &S,
-) -> Rule {
-    let operations = |expression: &UnwindExpression<usize>| operations(expression, fde, section);
-    match row.register(RETURN_ADDRESS) {
-        Some(RegisterRule::Undefined) => return Rule::Stop,
-        Some(RegisterRule::Offset(-8)) => {}
-        Some(RegisterRule::Expression(expression)) if fde.is_signal_trampoline() => {
-            return match operations(&expression).as_deref() {
-                Some(
-                    [
-                        Operation::RegisterOffset {
-                            register: RSP,
-                            offset: SIGNAL_RIP,
-                            ..
-                        },
-                    ],
-                ) => Rule::Signal,
-                _ => Rule::Unsupported,
-            };
-        }
-        _ => return Rule::Unsupported,
-    }
-    match row.cfa() {
-        CfaRule::RegisterAndOffset { register, offset } => {
-            match (base(*register), i32::try_from(*offset)) {
-                (Some(base), Ok(offset)) => Rule::Offset {
-                    base,
-                    offset,
-                    rbp: saved_rbp(row, base, operations),
-                },
-                _ => Rule::Unsupported,
-            }
-        }
-        CfaRule::Expression(expression) => match operations(expression) {
-            Some(cfa) => plt(&cfa)
-                .or_else(|| {
-                    let (base, offset, add) = deref(&cfa)?;
-                    Some(Rule::Deref {
-                        base,
-                        offset,
-                        add,
-                        rbp: saved_rbp(row, base, operations),
-                    })
-                })
-                .unwrap_or(Rule::Unsupported),
-            None => Rule::Unsupported,
-        },
-    }
-}
-
-fn base(register: Register) -> Option<Base> {
-    match register {
-        RSP => Some(Base::Rsp),
-        RBP => Some(Base::Rbp),
-        _ => None,
-    }
-}
-
-fn saved_rbp<'a>(
-    row: &UnwindTableRow<usize, Storage>,
-    cfa_base: Base,
-    operations: impl Fn(&UnwindExpression<usize>) -> Option<Vec<Operation<Bytes<'a>>>>,
-) -> SavedRbp {
-    match row.register(RBP) {
-        // An undefined rbp may hold anything: keeping it is as good as any guess, and what gcc's own unwinder does.
-        None | Some(RegisterRule::SameValue | RegisterRule::Undefined) => SavedRbp::Same,
-        Some(RegisterRule::Offset(offset)) => match u16::try_from(-i128::from(offset)) {
-            Ok(below) if below > 0 => SavedRbp::BelowCfa(below),
-            _ => SavedRbp::Lost,
-        },
-        Some(RegisterRule::Expression(expression)) => match operations(&expression).as_deref() {
-            Some(
-                [
-                    Operation::RegisterOffset {
-                        register, offset, ..
-                    },
-                ],
-            ) if base(*register) == Some(cfa_base) => {
-                i16::try_from(*offset).map_or(SavedRbp::Lost, SavedRbp::AtBase)
-            }
-            _ => SavedRbp::Lost,
-        },
-        _ => SavedRbp::Lost,
-    }
-}
-
 /// The operations of an expression; `None` where it is malformed or longer than any that is understood here.
 fn operations<'a, S: UnwindSection<Bytes<'a>>>(
     expression: &UnwindExpression<usize>,
@@ -255,53 +170,4 @@ fn operations<'a, S: UnwindSection<Bytes<'a>>>(
         operations.push(operation);
     }
     Some(operations)
-}
-
-/// `*(register + offset) + add`
-fn deref(operations: &[Operation<Bytes<'_>>]) -> Option<(Base, i32, u8)> {
-    let (register, offset, rest) = match operations {
-        [
-            Operation::RegisterOffset {
-                register, offset, ..
-            },
-            Operation::Deref { size: 8, .. },
-            rest @ ..,
-        ] => (*register, *offset, rest),
-        _ => return None,
-    };
-    let add = match rest {
-        [] => 0,
-        [Operation::PlusConstant { value }] => u8::try_from(*value).ok()?,
-        _ => return None,
-    };
-    Some((base(register)?, i32::try_from(offset).ok()?, add))
-}
-
-/// `rsp + 8 + ((rip & 15) >= threshold) << 3`, as linkers write it for their lazy procedure linkage tables.
-fn plt(operations: &[Operation<Bytes<'_>>]) -> Option<Rule> {
-    use Operation::{And, Ge, Plus, RegisterOffset, Shl, UnsignedConstant};
-    match operations {
-        [
-            RegisterOffset {
-                register: RSP,
-                offset: 8,
-                ..
-            },
-            RegisterOffset {
-                register: RETURN_ADDRESS,
-                offset: 0,
-                ..
-            },
-            UnsignedConstant { value: 15 },
-            And,
-            UnsignedConstant { value: threshold },
-            Ge,
-            UnsignedConstant { value: 3 },
-            Shl,
-            Plus,
-        ] => u8::try_from(*threshold)
-            .ok()
-            .map(|threshold| Rule::Plt { threshold }),
-        _ => None,
-    }
 }

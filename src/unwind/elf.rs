@@ -3,8 +3,10 @@
 
 use std::borrow::Cow;
 
-use gimli::{BaseAddresses, DebugFrame, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, Pointer};
-use object::elf::{EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD};
+use gimli::{
+    BaseAddresses, DebugFrame, EhFrame, EhFrameHdr, EndianSlice, LittleEndian, Pointer, Vendor,
+};
+use object::elf::{EM_AARCH64, EM_X86_64, FileHeader64, PF_X, PT_GNU_EH_FRAME, PT_LOAD};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
 use object::{Object, ObjectSection, ReadRef};
 
@@ -49,6 +51,30 @@ impl Segment {
     }
 }
 
+/// A machine whose code can be unwound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// x86-64.
+    X86_64,
+    /// aarch64.
+    Aarch64,
+}
+
+impl Machine {
+    /// The one that this program runs on.
+    pub const NATIVE: Self = match cfg!(target_arch = "aarch64") {
+        true => Self::Aarch64,
+        false => Self::X86_64,
+    };
+
+    fn vendor(self) -> Vendor {
+        match self {
+            Machine::X86_64 => Vendor::Default,
+            Machine::Aarch64 => Vendor::AArch64,
+        }
+    }
+}
+
 /// A section's bytes and address.
 struct Frames<'a> {
     address: u64,
@@ -57,6 +83,8 @@ struct Frames<'a> {
 
 /// What unwinding needs of an ELF file.
 pub struct Image<'a> {
+    /// Whose code it is.
+    pub machine: Machine,
     /// The executable segments.
     pub code: Vec<Segment>,
     bases: BaseAddresses,
@@ -65,9 +93,9 @@ pub struct Image<'a> {
 }
 
 impl<'a> Image<'a> {
-    /// Reads the headers of an x86-64 ELF file.
+    /// Reads the headers of an ELF file.
     pub fn parse(file: impl ReadRef<'a>) -> Result<Self, Error> {
-        check_machine(file)?;
+        let machine = machine(file)?;
         let elf = Elf::parse(file).map_err(malformed)?;
         let code = code_segments(&elf, file.len().unwrap_or(0))?;
         let section = |name: &str| elf.section_by_name(name);
@@ -93,6 +121,7 @@ impl<'a> Image<'a> {
         }
         let debug_frame = section(".debug_frame").and_then(|section| uncompressed(&section));
         Ok(Image {
+            machine,
             code,
             bases,
             eh_frame,
@@ -105,6 +134,7 @@ impl<'a> Image<'a> {
         let frames = self.eh_frame.as_ref()?;
         let mut section = EhFrame::new(&frames.bytes, LittleEndian);
         section.set_address_size(ADDRESS_SIZE);
+        section.set_vendor(self.machine.vendor());
         Some((section, self.bases.clone()))
     }
 
@@ -115,6 +145,7 @@ impl<'a> Image<'a> {
         let frames = self.debug_frame.as_ref()?;
         let mut section = DebugFrame::new(&frames.bytes, LittleEndian);
         section.set_address_size(ADDRESS_SIZE);
+        section.set_vendor(self.machine.vendor());
         Some((section, self.bases.clone()))
     }
 }
@@ -124,7 +155,7 @@ fn malformed(error: object::read::Error) -> Error {
 }
 
 /// Tells a file for another machine from a broken one; 32-bit and big-endian files have a machine number as well.
-fn check_machine<'a>(file: impl ReadRef<'a>) -> Result<(), Error> {
+fn machine<'a>(file: impl ReadRef<'a>) -> Result<Machine, Error> {
     const BIG_ENDIAN: u8 = 2;
     const CLASS_64: u8 = 2;
     let too_short = || Error::Malformed("shorter than an ELF header".into());
@@ -137,10 +168,12 @@ fn check_machine<'a>(file: impl ReadRef<'a>) -> Result<(), Error> {
     } else {
         u16::from_le_bytes([low, high])
     };
-    if machine != EM_X86_64.0 || class != CLASS_64 || data == BIG_ENDIAN {
-        return Err(Error::UnsupportedMachine(machine));
+    match machine {
+        _ if class != CLASS_64 || data == BIG_ENDIAN => Err(Error::UnsupportedMachine(machine)),
+        machine if machine == EM_X86_64.0 => Ok(Machine::X86_64),
+        machine if machine == EM_AARCH64.0 => Ok(Machine::Aarch64),
+        machine => Err(Error::UnsupportedMachine(machine)),
     }
-    Ok(())
 }
 
 fn code_segments<'a>(

@@ -4,15 +4,16 @@
 mod cfi;
 mod elf;
 mod rule;
+mod signals;
 mod walk;
 
 use cfi::{Entry, Section};
 use elf::Image;
-pub use elf::Segment;
+pub use elf::{Machine, Segment};
 use object::ReadRef;
 pub use rule::{Dictionary, Rule};
 use serde::{Deserialize, Serialize};
-pub use walk::{End, Frame, step};
+pub use walk::{End, Frame, Link, step};
 
 /// Code that one page of a table covers, in bytes.
 pub const PAGE_SIZE: u64 = 1 << 16;
@@ -26,6 +27,8 @@ pub enum Error {
     Malformed(String),
     /// The file is for a machine whose registers the rules don't know; its ELF machine number.
     UnsupportedMachine(u16),
+    /// The file is for another machine than this one.
+    OtherMachine,
 }
 
 impl std::fmt::Display for Error {
@@ -37,6 +40,9 @@ impl std::fmt::Display for Error {
                     f,
                     "failed to read unwind information: unsupported architecture (ELF machine {machine})"
                 )
+            }
+            Error::OtherMachine => {
+                f.write_str("failed to read unwind information: the file is for another machine")
             }
         }
     }
@@ -121,11 +127,23 @@ impl Table {
 /// code that it doesn't cover. The file can be a slice, or a reader that loads only the parts asked for. Broken unwind information costs the code it describes, never the rest.
 ///
 /// # Errors
-/// When the headers can't be parsed or the file is for another machine than x86-64.
+/// When the headers can't be parsed or the file is for another machine than this one.
 pub fn build<'a>(file: impl ReadRef<'a>) -> Result<Table, Error> {
+    build_for(Machine::NATIVE, file)
+}
+
+/// As [`build`], for a machine.
+fn build_for<'a>(machine: Machine, file: impl ReadRef<'a>) -> Result<Table, Error> {
     let image = Image::parse(file)?;
+    if image.machine != machine {
+        return Err(Error::OtherMachine);
+    }
     let mut rules = Dictionary::new();
-    let changes = changes(&image, &mut rules);
+    let mut changes = changes(&image, &mut rules);
+    if machine == Machine::Aarch64 {
+        let signal = rules.intern(Rule::Signal.encode());
+        changes = signals::mark(file, &image.code, changes, signal);
+    }
     let mut rows = Vec::with_capacity(changes.len());
     let code = image
         .code
@@ -144,7 +162,8 @@ pub fn function_starts<'a>(file: impl ReadRef<'a>) -> Vec<u64> {
         return Vec::new();
     };
     let section = image.eh_frame();
-    let entries = section.map(|(section, bases)| Section::new(section, bases).entries());
+    let entries =
+        section.map(|(section, bases)| Section::new(section, bases, image.machine).entries());
     let mut starts: Vec<u64> = entries
         .into_iter()
         .flatten()
@@ -160,10 +179,10 @@ pub fn function_starts<'a>(file: impl ReadRef<'a>) -> Vec<u64> {
 fn changes(image: &Image, rules: &mut Dictionary) -> Vec<Change> {
     let mut eh_frame = image
         .eh_frame()
-        .map(|(section, bases)| Section::new(section, bases));
+        .map(|(section, bases)| Section::new(section, bases, image.machine));
     let mut debug_frame = image
         .debug_frame()
-        .map(|(section, bases)| Section::new(section, bases));
+        .map(|(section, bases)| Section::new(section, bases, image.machine));
     let mut entries: Vec<(Entry, bool)> = Vec::new();
     if let Some(section) = &mut eh_frame {
         entries.extend(section.entries().into_iter().map(|entry| (entry, false)));

@@ -16,9 +16,9 @@ const MAX_RULES: usize = 1 << 16;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Base {
     /// The stack pointer.
-    Rsp,
-    /// The frame pointer register, whatever the function keeps in it.
-    Rbp,
+    Sp,
+    /// The frame pointer register (rbp, x29), whatever the function keeps in it.
+    Fp,
 }
 
 /// Where a frame keeps its caller's rbp.
@@ -34,8 +34,22 @@ pub enum SavedRbp {
     Lost,
 }
 
-/// How to get from a frame to its caller on x86-64. Except where said, the return address is at CFA−8 and the
-/// caller's rsp is the CFA. Offsets are in bytes and multiples of 8.
+/// What a frame on aarch64 has saved of its caller's registers, and how many bytes from the CFA's base register;
+/// multiples of 8.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SavedLink {
+    /// Nothing: both are still in x29 and x30, as in a function that calls none.
+    Nothing,
+    /// A frame record: x29, and x30 behind it.
+    Record(u32),
+    /// x30 alone; x29 is as it was.
+    Link(u32),
+    /// x30 here, and x29 nowhere that a rule can express.
+    LinkWithoutFp(u32),
+}
+
+/// How to get from a frame to its caller. Except where said, rules are of x86-64: the return address is at CFA−8 and the
+/// caller's stack pointer is the CFA. Offsets are in bytes and multiples of 8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
     /// No unwind information covers the code: take a frame-pointer step, with care.
@@ -44,8 +58,8 @@ pub enum Rule {
     Stop,
     /// Unwind information exists, but no rule here can express it.
     Unsupported,
-    /// A signal trampoline: rbp, rsp and rip of the interrupted code are at rsp+120, +160 and +168 (the kernel's
-    /// `rt_sigframe`). The rip is no return address: look it up as it is.
+    /// A signal trampoline: the registers of the interrupted code are in the kernel's `rt_sigframe`, counted from the
+    /// stack pointer. The pc is no return address: look it up as it is.
     Signal,
     /// A lazy procedure linkage table entry: the CFA is rsp+8, and 8 more once the entry has pushed its index, which
     /// it has from `threshold` bytes into its 16 bytes on.
@@ -73,6 +87,15 @@ pub enum Rule {
         /// Where the caller's rbp is.
         rbp: SavedRbp,
     },
+    /// On aarch64: the CFA is a register plus an offset, and the caller's stack pointer.
+    Record {
+        /// The register.
+        base: Base,
+        /// Bytes to add; a multiple of 16.
+        offset: u32,
+        /// Where the return address and the caller's x29 are.
+        saved: SavedLink,
+    },
 }
 
 // The 32-bit form, which src/bpf/user/stack.bpf.h decodes:
@@ -84,6 +107,11 @@ pub enum Rule {
 //     bits 20..28  the same in 8 bits, or a signed count of words from the base register
 //     bits 28..31  words to add to the CFA that was read
 //     bit  31      the saved rbp is counted from the base register
+//   KIND_RECORD:
+//     bit  3       the base register is x29, otherwise sp
+//     bits 4..20   CFA offset in 16-byte words
+//     bits 20..30  words between the base register and what is saved
+//     bits 30..32  what is saved
 //   KIND_SPECIAL:
 //     bits 3..8    which one
 //     bits 20..24  the PLT threshold
@@ -92,6 +120,10 @@ const KIND_RSP: u32 = 1;
 const KIND_RBP: u32 = 2;
 const KIND_DEREF_RSP: u32 = 3;
 const KIND_DEREF_RBP: u32 = 4;
+const KIND_RECORD: u32 = 5;
+const RECORD_FROM_FP: u32 = 1 << 3;
+const RECORD_OFFSETS: u32 = 0xf_fff0;
+const RECORD_SLOTS: u32 = 0x3ff;
 const SPECIAL_NO_FDE: u32 = 0;
 const SPECIAL_STOP: u32 = 1;
 const SPECIAL_UNSUPPORTED: u32 = 2;
@@ -132,6 +164,11 @@ impl Rule {
                 }
                 _ => special(SPECIAL_UNSUPPORTED),
             },
+            Rule::Record {
+                base,
+                offset,
+                saved,
+            } => encode_record(base, offset, saved).unwrap_or(special(SPECIAL_UNSUPPORTED)),
         }
     }
 
@@ -148,17 +185,18 @@ impl Rule {
                 _ => Rule::Unsupported,
             },
             KIND_RSP => Rule::Offset {
-                base: Base::Rsp,
+                base: Base::Sp,
                 offset: (code & 0xf_fff8) as i32,
                 rbp: decode_rbp(code),
             },
             KIND_RBP => Rule::Offset {
-                base: Base::Rbp,
+                base: Base::Fp,
                 offset: signed_offset(code),
                 rbp: decode_rbp(code),
             },
-            KIND_DEREF_RSP => decode_deref(Base::Rsp, code),
-            KIND_DEREF_RBP => decode_deref(Base::Rbp, code),
+            KIND_DEREF_RSP => decode_deref(Base::Sp, code),
+            KIND_DEREF_RBP => decode_deref(Base::Fp, code),
+            KIND_RECORD => decode_record(code),
             _ => Rule::Unsupported,
         }
     }
@@ -167,26 +205,26 @@ impl Rule {
 impl Base {
     fn kind(self) -> u32 {
         match self {
-            Base::Rsp => KIND_RSP,
-            Base::Rbp => KIND_RBP,
+            Base::Sp => KIND_RSP,
+            Base::Fp => KIND_RBP,
         }
     }
 
     fn deref_kind(self) -> u32 {
         match self {
-            Base::Rsp => KIND_DEREF_RSP,
-            Base::Rbp => KIND_DEREF_RBP,
+            Base::Sp => KIND_DEREF_RSP,
+            Base::Fp => KIND_DEREF_RBP,
         }
     }
 }
 
 fn encode_offset(base: Base, offset: i32) -> Option<u32> {
     match base {
-        Base::Rsp => {
+        Base::Sp => {
             let fits = (0..=MAX_UNSIGNED_OFFSET).contains(&i64::from(offset)) && offset % 8 == 0;
             fits.then_some(offset as u32)
         }
-        Base::Rbp => encode_signed(offset),
+        Base::Fp => encode_signed(offset),
     }
 }
 
@@ -243,6 +281,39 @@ fn decode_deref(base: Base, code: u32) -> Rule {
         offset: signed_offset(code),
         add: (code >> 28 & 7) as u8 * 8,
         rbp,
+    }
+}
+
+fn encode_record(base: Base, offset: u32, saved: SavedLink) -> Option<u32> {
+    let (kind, slot) = match saved {
+        SavedLink::Nothing => (0, 0),
+        SavedLink::Record(slot) => (1, slot),
+        SavedLink::Link(slot) => (2, slot),
+        SavedLink::LinkWithoutFp(slot) => (3, slot),
+    };
+    let from_fp = match base {
+        Base::Sp => 0,
+        Base::Fp => RECORD_FROM_FP,
+    };
+    let fits = offset & !RECORD_OFFSETS == 0 && slot % 8 == 0 && slot / 8 <= RECORD_SLOTS;
+    fits.then_some(KIND_RECORD | from_fp | offset | (slot / 8) << 20 | kind << 30)
+}
+
+fn decode_record(code: u32) -> Rule {
+    let slot = (code >> 20 & RECORD_SLOTS) * 8;
+    Rule::Record {
+        base: match code & RECORD_FROM_FP {
+            0 => Base::Sp,
+            _ => Base::Fp,
+        },
+        offset: code & RECORD_OFFSETS,
+        saved: match code >> 30 {
+            0 if slot != 0 => return Rule::Unsupported,
+            0 => SavedLink::Nothing,
+            1 => SavedLink::Record(slot),
+            2 => SavedLink::Link(slot),
+            _ => SavedLink::LinkWithoutFp(slot),
+        },
     }
 }
 
@@ -335,6 +406,14 @@ mod tests {
         Rule::Offset { base, offset, rbp }
     }
 
+    fn record(base: Base, offset: u32, saved: SavedLink) -> Rule {
+        Rule::Record {
+            base,
+            offset,
+            saved,
+        }
+    }
+
     #[test]
     fn every_rule_survives_its_32_bit_form() {
         let rules = [
@@ -343,42 +422,47 @@ mod tests {
             Rule::Unsupported,
             Rule::Signal,
             Rule::Plt { threshold: 11 },
-            offset(Base::Rsp, 8, SavedRbp::Same),
-            offset(Base::Rsp, 1_048_568, SavedRbp::BelowCfa(16)),
-            offset(Base::Rsp, 64, SavedRbp::BelowCfa(0xffe * 8)),
-            offset(Base::Rbp, 16, SavedRbp::BelowCfa(16)),
-            offset(Base::Rbp, -128, SavedRbp::Lost),
-            offset(Base::Rbp, -524_280, SavedRbp::Same),
+            offset(Base::Sp, 8, SavedRbp::Same),
+            offset(Base::Sp, 1_048_568, SavedRbp::BelowCfa(16)),
+            offset(Base::Sp, 64, SavedRbp::BelowCfa(0xffe * 8)),
+            offset(Base::Fp, 16, SavedRbp::BelowCfa(16)),
+            offset(Base::Fp, -128, SavedRbp::Lost),
+            offset(Base::Fp, -524_280, SavedRbp::Same),
             Rule::Deref {
-                base: Base::Rbp,
+                base: Base::Fp,
                 offset: -8,
                 add: 0,
                 rbp: SavedRbp::AtBase(0),
             },
             Rule::Deref {
-                base: Base::Rbp,
+                base: Base::Fp,
                 offset: -40,
                 add: 0,
                 rbp: SavedRbp::AtBase(-1024),
             },
             Rule::Deref {
-                base: Base::Rsp,
+                base: Base::Sp,
                 offset: 152,
                 add: 8,
                 rbp: SavedRbp::BelowCfa(16),
             },
             Rule::Deref {
-                base: Base::Rsp,
+                base: Base::Sp,
                 offset: 0,
                 add: 56,
                 rbp: SavedRbp::Lost,
             },
             Rule::Deref {
-                base: Base::Rsp,
+                base: Base::Sp,
                 offset: 0,
                 add: 0,
                 rbp: SavedRbp::Same,
             },
+            record(Base::Sp, 0, SavedLink::Nothing),
+            record(Base::Sp, 1_048_560, SavedLink::Record(8184)),
+            record(Base::Fp, 96, SavedLink::Record(0)),
+            record(Base::Sp, 16, SavedLink::Link(8)),
+            record(Base::Fp, 16, SavedLink::LinkWithoutFp(16)),
         ];
         for rule in rules {
             assert_eq!(Rule::decode(rule.encode()), rule);
@@ -388,18 +472,22 @@ mod tests {
     #[test]
     fn numbers_that_do_not_fit_are_unsupported_rather_than_wrong() {
         let too_big = [
-            offset(Base::Rsp, 1_048_576, SavedRbp::Same),
-            offset(Base::Rsp, -8, SavedRbp::Same),
-            offset(Base::Rsp, 12, SavedRbp::Same),
-            offset(Base::Rbp, 524_288, SavedRbp::Same),
-            offset(Base::Rbp, i32::MIN, SavedRbp::Same),
+            offset(Base::Sp, 1_048_576, SavedRbp::Same),
+            offset(Base::Sp, -8, SavedRbp::Same),
+            offset(Base::Sp, 12, SavedRbp::Same),
+            offset(Base::Fp, 524_288, SavedRbp::Same),
+            offset(Base::Fp, i32::MIN, SavedRbp::Same),
             Rule::Deref {
-                base: Base::Rbp,
+                base: Base::Fp,
                 offset: -8,
                 add: 64,
                 rbp: SavedRbp::Same,
             },
             Rule::Plt { threshold: 16 },
+            record(Base::Sp, 1_048_576, SavedLink::Nothing),
+            record(Base::Sp, 24, SavedLink::Nothing),
+            record(Base::Sp, 16_384, SavedLink::Record(8192)),
+            record(Base::Sp, 16, SavedLink::Link(4)),
         ];
         for rule in too_big {
             assert_eq!(Rule::decode(rule.encode()), Rule::Unsupported, "{rule:?}");
@@ -408,15 +496,15 @@ mod tests {
 
     #[test]
     fn a_saved_rbp_that_does_not_fit_is_lost_and_the_rest_of_the_rule_stays() {
-        let far = offset(Base::Rsp, 40_000, SavedRbp::BelowCfa(0xfff * 8));
+        let far = offset(Base::Sp, 40_000, SavedRbp::BelowCfa(0xfff * 8));
         assert_eq!(
             Rule::decode(far.encode()),
-            offset(Base::Rsp, 40_000, SavedRbp::Lost)
+            offset(Base::Sp, 40_000, SavedRbp::Lost)
         );
-        let from_base = offset(Base::Rsp, 16, SavedRbp::AtBase(0));
+        let from_base = offset(Base::Sp, 16, SavedRbp::AtBase(0));
         assert_eq!(
             Rule::decode(from_base.encode()),
-            offset(Base::Rsp, 16, SavedRbp::Lost)
+            offset(Base::Sp, 16, SavedRbp::Lost)
         );
     }
 
@@ -436,9 +524,9 @@ mod tests {
             rules.intern(Rule::Unsupported.encode()),
             Dictionary::UNSUPPORTED
         );
-        let first = rules.intern(offset(Base::Rsp, 8, SavedRbp::Same).encode());
+        let first = rules.intern(offset(Base::Sp, 8, SavedRbp::Same).encode());
         assert_eq!(
-            rules.intern(offset(Base::Rsp, 8, SavedRbp::Same).encode()),
+            rules.intern(offset(Base::Sp, 8, SavedRbp::Same).encode()),
             first
         );
         for code in 1_000..200_000 {

@@ -76,7 +76,7 @@ fn supported(table: &Table) -> f64 {
 
 /// `rsp+16`, `rbp+16`, `exp` and `c-16`, `u`, `s`, `exp` as readelf prints them.
 fn in_readelf_terms(rule: Rule) -> (String, String) {
-    let name = |base| if base == Base::Rsp { "rsp" } else { "rbp" };
+    let name = |base| if base == Base::Sp { "rsp" } else { "rbp" };
     let saved = |rbp| match rbp {
         SavedRbp::Same => "u".to_owned(),
         SavedRbp::BelowCfa(bytes) => format!("c-{bytes}"),
@@ -195,7 +195,7 @@ fn a_byte_before_what_is_returned_to_and_never_calls_its_rule_holds() {
     };
     let table = build(&file[..]).unwrap();
     assert_eq!(table.lookup(address("root") - 1), Some(Rule::Stop));
-    let plain = offset(Base::Rsp, 8, SavedRbp::Same);
+    let plain = offset(Base::Sp, 8, SavedRbp::Same);
     assert_eq!(table.lookup(address("before")), Some(plain));
     assert_eq!(table.lookup(address("root") - 2), Some(plain));
 }
@@ -229,7 +229,7 @@ fn a_realigned_stack_is_found_through_memory() {
         matches!(
             deref,
             Some(Rule::Deref {
-                base: Base::Rbp,
+                base: Base::Fp,
                 add: 0,
                 rbp: SavedRbp::AtBase(0),
                 ..
@@ -274,7 +274,7 @@ fn a_frame_of_half_a_megabyte_fits() {
         matches!(
             rule,
             Rule::Offset {
-                base: Base::Rsp,
+                base: Base::Sp,
                 offset: 700_000..,
                 ..
             }
@@ -308,7 +308,7 @@ fn debug_frame_serves_where_eh_frame_is_missing() {
             matches!(
                 rule,
                 Rule::Offset {
-                    base: Base::Rsp,
+                    base: Base::Sp,
                     offset: 128..,
                     ..
                 }
@@ -397,7 +397,7 @@ fn a_gap_wider_than_padding_has_no_entry_and_the_pad_of_a_function_has() {
         covered_to: 0,
     };
     let mut rules = Dictionary::new();
-    let rule = rules.intern(offset(Base::Rsp, 8, SavedRbp::Same).encode());
+    let rule = rules.intern(offset(Base::Sp, 8, SavedRbp::Same).encode());
     for (start, end) in [(0x1000, 0x1010), (0x101f, 0x1020), (0x1030, 0x1040)] {
         changes.begin(Entry::new(start, end));
         changes.add(start, rule);
@@ -439,10 +439,15 @@ fn a_page_repeats_the_rule_in_force_at_its_start() {
 #[test]
 fn other_machines_are_told_from_broken_files() {
     let mut bytes = read(format!("{LIB}/libc.so.6"));
-    bytes[18] = 183; // EM_AARCH64
+    bytes[18] = 243; // EM_RISCV
     assert_eq!(
         build(&bytes[..]).unwrap_err(),
-        Error::UnsupportedMachine(183)
+        Error::UnsupportedMachine(243)
+    );
+    bytes[18] = 183; // EM_AARCH64
+    assert_eq!(
+        build_for(Machine::X86_64, &bytes[..]).unwrap_err(),
+        Error::OtherMachine
     );
     assert!(matches!(
         build(&b"#!/bin/sh\n"[..]),

@@ -57,7 +57,7 @@ static long find_place_in_vma(struct task_struct *task, struct vm_area_struct *v
 	if (!object)
 		return 0;
 	place->object = *object;
-	place->offset = ((__u64)vma->vm_pgoff << PAGE_SHIFT) + place->address - vma->vm_start;
+	place->offset = (__u64)vma->vm_pgoff * page_bytes + place->address - vma->vm_start;
 	return 0;
 }
 
@@ -87,7 +87,7 @@ static __always_inline bool maps_for_allocator(struct pt_regs *ctx, struct task_
 
 	if (function->op != OP_MMAP || !(flags & MAP_ANONYMOUS) || flags & MAP_STACK)
 		return false;
-	caller = return_address_at_entry(ctx);
+	caller = caller_of(entry_of(ctx));
 	if (is_allocator_code(function->code, function->offset + (caller - regs_pc(ctx))))
 		return true;
 	return live && can_find_mappings && allocators_that_call && is_in_other_allocator(task, caller);

@@ -79,7 +79,6 @@ static __always_inline bool may_have_left_a_call(struct task_struct *task, __u64
 	return innermost && innermost->stack < sp;
 }
 
-#if RETURN_ADDRESS_ON_STACK
 /* Returns that a thread can wait for at a time: the kernel's own limit. */
 #define MAX_RETURN_INSTANCES 64
 
@@ -94,8 +93,10 @@ static __always_inline bool waits_elsewhere(struct task_struct *task, struct thr
 
 	if (!can_find_mappings)
 		return false;
+#if RETURN_ADDRESS_ON_STACK
 	if (stack != thread->returning_slot && read_user_word(stack) != return_trampoline(task))
 		return false;
+#endif
 	bpf_find_vma(task, sp, find_mapping_end, &here, 0);
 	bpf_find_vma(task, stack, find_mapping_end, &there, 0);
 	return !here || here != there;
@@ -136,9 +137,6 @@ static __always_inline bool trap_would_harm(struct task_struct *task, __u64 sp, 
 {
 	return live && return_trap_is_optional && may_have_left_a_call(task, sp) && would_forget_returns(sp);
 }
-#else
-#define trap_would_harm(task, sp, live) false
-#endif
 
 /* The arguments of mmap, munmap and mremap, in the order of `call->arguments`. */
 enum { ARG_ADDRESS, ARG_LENGTH, ARG_NEW_LENGTH, ARG_FLAGS, ARG_ANONYMOUS };
@@ -182,11 +180,9 @@ static __always_inline int begin_trapped(struct pt_regs *ctx, struct task_struct
 /* A call whose return is not trapped, though calls within it are nested all the same. */
 static __always_inline void begin_untrapped(struct pt_regs *ctx, struct call *call, __u64 sp)
 {
-#if RETURN_ADDRESS_ON_STACK
 	begin_call(ctx, call, sp, false);
 	call->trapped = false;
-	call->return_address = read_user_word(sp);
-#endif
+	call->return_address = caller_of(entry_of(ctx));
 }
 
 /*
@@ -275,7 +271,7 @@ static __always_inline void check_call_at_free(struct task_struct *task, __u64 b
  * Drops the calls that a thread has left without returning from them, of which the innermost is one; answers
  * whether one is left that it is in. Not static, so that the verifier looks at it once and not at each call.
  */
-__noinline int drop_left_calls(__u64 sp, __u32 row, int maps_memory)
+static __always_inline int drop_calls(struct entry entry, __u32 row, int maps_memory)
 {
 	struct task_struct *task = current_task();
 	struct thread *thread = thread_of(task, false);
@@ -288,17 +284,33 @@ __noinline int drop_left_calls(__u64 sp, __u32 row, int maps_memory)
 		take_call_up(thread);
 		if (!thread->call.sp)
 			return false;
-		if (call_is_live(task, thread, sp, row, maps_memory))
+		if (call_is_live(task, thread, entry, row, maps_memory))
 			return true;
 	}
 	return false;
 }
 
-/* Whether the thread is in a call at a probe. */
-static __always_inline bool is_in_a_call(struct task_struct *task, struct thread *thread, __u64 sp, __u32 row,
-					 bool maps_memory)
+#if RETURN_ADDRESS_ON_STACK
+__noinline int drop_left_calls(__u64 sp, __u32 row, int maps_memory)
 {
-	return call_is_live(task, thread, sp, row, maps_memory) || drop_left_calls(sp, row, maps_memory);
+	return drop_calls((struct entry){sp}, row, maps_memory);
+}
+#define DROP_LEFT_CALLS(entry, row, maps_memory) drop_left_calls((entry).sp, row, maps_memory)
+#else
+__noinline int drop_left_calls(__u64 sp, __u64 frame, __u64 link, __u32 row, int maps_memory)
+{
+	return drop_calls((struct entry){sp, frame, link}, row, maps_memory);
+}
+#define DROP_LEFT_CALLS(entry, row, maps_memory)                                                             \
+	drop_left_calls((entry).sp, (entry).frame, (entry).link, row, maps_memory)
+#endif
+
+/* Whether the thread is in a call at a probe. */
+static __always_inline bool is_in_a_call(struct task_struct *task, struct thread *thread, struct entry entry,
+					 __u32 row, bool maps_memory)
+{
+	return call_is_live(task, thread, entry, row, maps_memory) ||
+	       DROP_LEFT_CALLS(entry, row, maps_memory);
 }
 
 /*
@@ -316,7 +328,7 @@ static __always_inline bool is_a_handlers(struct pt_regs *ctx, struct task_struc
 
 	if (!may_be_of_a_handler(task, thread, sp))
 		return false;
-	caller = return_address_at_entry(ctx);
+	caller = caller_of(entry_of(ctx));
 	if (outer->returning)
 		return true;
 	of_outer = &functions[outer->row & (MAX_FUNCTIONS - 1)];
@@ -411,7 +423,7 @@ static __always_inline int enter_call(struct pt_regs *ctx, __u64 row, bool live)
 	thread = thread_of(task, true);
 	if (!thread)
 		return SKIP_RETURN;
-	if (thread->call.sp && is_in_a_call(task, thread, regs_sp(ctx), row, maps_memory)) {
+	if (thread->call.sp && is_in_a_call(task, thread, entry_of(ctx), row, maps_memory)) {
 		if (!is_a_handlers(ctx, task, thread, function, regs_arguments(ctx).fourth, live))
 			return SKIP_RETURN;
 		if (!set_call_aside(thread)) {

@@ -15,6 +15,8 @@ struct {
 	__uint(max_entries, 4096);
 } deferred_walks SEC(".maps");
 
+/* The pieces in which a stack is copied, on any machine. */
+#define PAGE_SHIFT 12
 #define PAGE_BYTES (1ULL << PAGE_SHIFT)
 
 const volatile struct deferred_walk *const deferred_walk_type = NULL;
@@ -54,6 +56,9 @@ static __always_inline __u64 defer_with_pages(struct task_struct *task, struct t
 	deferred->sp = walk->sp;
 	deferred->bp = walk->bp;
 	deferred->is_return_address = walk->is_return_address;
+	deferred->link = walk->link;
+	deferred->sp_is_bound = walk->sp_is_bound;
+	deferred->address_mask = address_mask(task);
 	deferred->hash = walk->hash;
 	/* more than the compiler copies by itself */
 	bpf_probe_read_kernel(&deferred->walked, sizeof(deferred->walked), &thread->stack);

@@ -9,7 +9,6 @@
 #include "user/thread.bpf.h"
 
 #define VM_EXEC 4
-#define PAGE_SHIFT 12
 #define FIND_VMA_TRIES 8
 
 /* Files that the tracer has read, by the kernel's own numbers. */
@@ -81,7 +80,7 @@ static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, s
 		return 0;
 	key.inode = file->f_inode->i_ino;
 	key.device = file->f_inode->i_sb->s_dev;
-	find_table(mapping, &key, (__u64)vma->vm_pgoff << PAGE_SHIFT);
+	find_table(mapping, &key, (__u64)vma->vm_pgoff * page_bytes);
 	return 0;
 }
 
@@ -128,11 +127,9 @@ static __always_inline enum unwind_code find_live(struct task_struct *task, stru
 	ask_for_vma(task, &mapping, address);
 	if (mapping.code == UNWIND_UNREAD || mapping.code == UNWIND_NO_CODE)
 		return mapping.code;
-#if RETURN_ADDRESS_ON_STACK
 	/* the kernel's page for return probes is code of nobody's */
 	if (mapping.begin == return_trampoline(task))
 		return UNWIND_NO_CODE;
-#endif
 	*found = mapping;
 	bpf_map_update_elem(&found_mappings, &key, &mapping, BPF_ANY);
 	return mapping.code;

@@ -115,8 +115,41 @@ static __always_inline __u64 true_return_address(struct walk *walk, __u64 slot, 
 	return original ? original : address;
 }
 #else
-#define begin_hijacked(task, walk, sp)
-#define true_return_address(walk, slot, address) (address)
+static __always_inline void begin_hijacked(struct task_struct *task, struct walk *walk, __u64 sp)
+{
+	walk->address_mask = address_mask(task);
+	walk->trampoline = return_trampoline(task);
+}
+
+/*
+ * The original of a return address that was replaced before its function kept it at `slot`, or left it in x30
+ * with a stack pointer just above: that of the innermost trapped function whose frame reaches further out. 0
+ * where there is none. Not static, so that the verifier looks at it once and not at each call.
+ */
+__noinline __u64 original_return_address(__u64 slot)
+{
+	struct task_struct *task = current_task();
+	struct return_instance *instance = BPF_CORE_READ(task, utask, return_instances);
+	int i;
+
+	for (i = 0; i < MAX_SKIPPED_INSTANCES && instance; i++) {
+		if (BPF_CORE_READ(instance, stack) > slot)
+			return BPF_CORE_READ(instance, orig_ret_vaddr);
+		instance = BPF_CORE_READ(instance, next);
+	}
+	return 0;
+}
+
+/* A return address as its caller gave it: without a signature, and as it was before a return probe's. */
+static __always_inline __u64 true_return_address(struct walk *walk, __u64 slot, __u64 address)
+{
+	__u64 original = 0;
+
+	address &= walk->address_mask;
+	if (address && address == walk->trampoline)
+		original = original_return_address(slot) & walk->address_mask;
+	return original ? original : address;
+}
 #endif
 
 /* Reads the stack from an address on into the window: as much as fits, or a word at least. */
@@ -154,6 +187,7 @@ static __always_inline bool read_stack(struct walk *walk, __u64 address, __u64 *
 #define RULE_KIND_RBP 2
 #define RULE_KIND_DEREF_RSP 3
 #define RULE_KIND_DEREF_RBP 4
+#define RULE_KIND_RECORD 5
 #define RULE_SPECIAL(rule) (((rule) >> 3) & 0x1f)
 #define RULE_SPECIAL_NO_FDE 0
 #define RULE_SPECIAL_STOP 1
@@ -168,6 +202,13 @@ static __always_inline bool read_stack(struct walk *walk, __u64 address, __u64 *
 #define RULE_DEREF_RBP_LOST 0xff
 #define RULE_DEREF_RBP_AT_BASE(rule) ((rule) >> 31)
 #define RULE_DEREF_ADD(rule) ((((rule) >> 28) & 7) * 8)
+#define RULE_RECORD_FROM_FRAME(rule) (((rule) >> 3) & 1)
+#define RULE_RECORD_OFFSET(rule) ((rule)&0xffff0)
+#define RULE_RECORD_SLOT(rule) ((((rule) >> 20) & 0x3ff) * 8)
+#define RULE_RECORD_SAVED(rule) ((rule) >> 30)
+#define RULE_RECORD_NOTHING 0
+#define RULE_RECORD_PAIR 1
+#define RULE_RECORD_LINK 2
 
 /* Where a caller's rbp is, if not at an address. */
 #define RBP_SAME 0
@@ -175,11 +216,11 @@ static __always_inline bool read_stack(struct walk *walk, __u64 address, __u64 *
 
 /* Registers of the interrupted code in the kernel's rt_sigframe, from the signal trampoline's stack pointer.
  */
-#define SIGNAL_FRAME_RBP 120
-#define SIGNAL_FRAME_RSP 160
-#define SIGNAL_FRAME_RIP 168
-
 #if RETURN_ADDRESS_ON_STACK
+#define SIGNAL_FRAME_BP 120
+#define SIGNAL_FRAME_SP 160
+#define SIGNAL_FRAME_PC 168
+
 /*
  * Where the return address lies while the kernel's trampoline (Linux 6.11) goes back to it, in bytes from the
  * stack pointer: behind its system call, and each register that it pops.
@@ -213,21 +254,47 @@ static __always_inline bool leave_trampoline(struct walk *walk)
 	return true;
 }
 #else
-#define leave_trampoline(walk) true
+#define SIGNAL_FRAME_BP 544
+#define SIGNAL_FRAME_LINK 552
+#define SIGNAL_FRAME_SP 560
+#define SIGNAL_FRAME_PC 568
+
+/* What was interrupted may still have its return address in x30. */
+static __always_inline bool leave_trampoline(struct walk *walk)
+{
+	walk->sp_is_bound = 0;
+	return true;
+}
 #endif
 
 static __always_inline bool step_over_signal_frame(struct walk *walk)
 {
 	__u64 frame = walk->sp;
 
-	if (!read_stack(walk, frame + SIGNAL_FRAME_RBP, &walk->bp) ||
-	    !read_stack(walk, frame + SIGNAL_FRAME_RSP, &walk->sp) ||
-	    !read_stack(walk, frame + SIGNAL_FRAME_RIP, &walk->pc))
+	if (!read_stack(walk, frame + SIGNAL_FRAME_BP, &walk->bp) ||
+	    !read_stack(walk, frame + SIGNAL_FRAME_SP, &walk->sp) ||
+	    !read_stack(walk, frame + SIGNAL_FRAME_PC, &walk->pc))
 		return false;
+#if !RETURN_ADDRESS_ON_STACK
+	if (!read_stack(walk, frame + SIGNAL_FRAME_LINK, &walk->link))
+		return false;
+#endif
 	walk->is_return_address = 0;
 	return leave_trampoline(walk);
 }
 
+/* Goes to the caller, whose stack pointer is `sp`. */
+static __always_inline bool arrive(struct walk *walk, __u64 sp, __u64 address)
+{
+	if (!address)
+		return end_walk(walk, STACK_COMPLETE);
+	walk->pc = address;
+	walk->sp = sp;
+	walk->is_return_address = 1;
+	return true;
+}
+
+#if RETURN_ADDRESS_ON_STACK
 /* Goes to the caller, whose stack pointer is `cfa` and whose rbp is in memory unless `rbp_slot` says else. */
 static __always_inline bool step_to_caller(struct walk *walk, __u64 cfa, __u64 rbp_slot)
 {
@@ -241,14 +308,74 @@ static __always_inline bool step_to_caller(struct walk *walk, __u64 cfa, __u64 r
 		return false;
 	if (!read_stack(walk, cfa - 8, &address))
 		return false;
-	address = true_return_address(walk, cfa - 8, address);
-	if (!address)
-		return end_walk(walk, STACK_COMPLETE);
-	walk->pc = address;
-	walk->sp = cfa;
-	walk->is_return_address = 1;
-	return true;
+	return arrive(walk, cfa, true_return_address(walk, cfa - 8, address));
 }
+#endif
+
+#if !RETURN_ADDRESS_ON_STACK
+/* `mov x8, #139` (rt_sigreturn); `svc #0`: where a signal's handler returns to, in the vDSO or a C library.
+ */
+#define SIGNAL_RETURN_CODE 0xd4000001d2801168ULL
+
+/* The caller's sp is not told: the record can be anywhere in its frame. */
+static __always_inline bool step_by_frame_record(struct walk *walk)
+{
+	__u64 record = walk->bp, address;
+
+	if (walk->is_return_address && read_user_word(walk->pc) == SIGNAL_RETURN_CODE)
+		return step_over_signal_frame(walk);
+	if (!read_stack(walk, record, &walk->bp) || !read_stack(walk, record + 8, &address))
+		return false;
+	walk->sp_is_bound = 1;
+	return arrive(walk, record + 16, true_return_address(walk, record + 8, address));
+}
+
+/*
+ * The register that a rule counts from. Where sp is not known, it follows from the frame pointer of a
+ * function that keeps it at its record.
+ */
+static __always_inline bool find_base(struct walk *walk, __u32 rule, __u64 *base)
+{
+	*base = RULE_RECORD_FROM_FRAME(rule) ? walk->bp : walk->sp;
+	if (RULE_RECORD_FROM_FRAME(rule) || !walk->sp_is_bound)
+		return true;
+	*base = walk->bp - RULE_RECORD_SLOT(rule);
+	return RULE_RECORD_SAVED(rule) == RULE_RECORD_PAIR && *base >= walk->sp;
+}
+
+static __always_inline bool step_by_record(struct walk *walk, __u32 rule)
+{
+	__u32 saved = RULE_RECORD_SAVED(rule);
+	bool innermost = !walk->is_return_address;
+	__u64 base, cfa, slot, address;
+
+	if (!find_base(walk, rule, &base))
+		return end_walk(walk, STACK_FRAME_POINTER);
+	slot = base + RULE_RECORD_SLOT(rule);
+	cfa = base + RULE_RECORD_OFFSET(rule);
+	/* only a function that has called none can do without a frame */
+	if (cfa < walk->sp || (cfa == walk->sp && !innermost))
+		return end_walk(walk, STACK_FRAME_POINTER);
+	if (saved == RULE_RECORD_NOTHING) {
+		if (!innermost)
+			return end_walk(walk, STACK_FRAME_POINTER);
+		slot = walk->sp - 8;
+		address = walk->link;
+	} else {
+		if (saved == RULE_RECORD_PAIR) {
+			if (!read_stack(walk, slot, &walk->bp))
+				return false;
+			slot += 8;
+		} else if (saved != RULE_RECORD_LINK) {
+			walk->bp = 0;
+		}
+		if (!read_stack(walk, slot, &address))
+			return false;
+	}
+	walk->sp_is_bound = 0;
+	return arrive(walk, cfa, true_return_address(walk, slot, address));
+}
+#endif
 
 /* Code without unwind information: its frame pointer is believed as far as it makes sense. */
 static __always_inline bool step_by_frame_pointer(struct walk *walk)
@@ -258,7 +385,11 @@ static __always_inline bool step_by_frame_pointer(struct walk *walk)
 		return end_walk(walk, STACK_COMPLETE);
 	if (walk->bp < walk->sp || walk->bp & 7)
 		return end_walk(walk, STACK_FRAME_POINTER);
+#if RETURN_ADDRESS_ON_STACK
 	return step_to_caller(walk, walk->bp + 16, walk->bp);
+#else
+	return step_by_frame_record(walk);
+#endif
 }
 
 static __always_inline bool step_by_special_rule(struct walk *walk, __u32 rule)
@@ -270,16 +401,19 @@ static __always_inline bool step_by_special_rule(struct walk *walk, __u32 rule)
 		return end_walk(walk, STACK_COMPLETE);
 	case RULE_SPECIAL_SIGNAL:
 		return step_over_signal_frame(walk);
+#if RETURN_ADDRESS_ON_STACK
 	case RULE_SPECIAL_PLT: {
 		bool pushed = (walk->pc & 15) >= RULE_PLT_THRESHOLD(rule);
 
 		return step_to_caller(walk, walk->sp + 8 + 8 * pushed, RBP_SAME);
 	}
+#endif
 	default:
 		return end_walk(walk, STACK_UNSUPPORTED);
 	}
 }
 
+#if RETURN_ADDRESS_ON_STACK
 static __always_inline bool step_by_memory(struct walk *walk, __u32 rule)
 {
 	__u64 base = RULE_KIND(rule) == RULE_KIND_DEREF_RBP ? walk->bp : walk->sp;
@@ -307,6 +441,7 @@ static __always_inline bool step_by_offset(struct walk *walk, __u32 rule)
 		slot = saved == RULE_RBP_LOST ? RBP_LOST : cfa - saved * 8;
 	return step_to_caller(walk, cfa, slot);
 }
+#endif
 
 /* Adds the frame that the walk has reached and goes to its caller; returns whether there is one. */
 static __always_inline bool walk_frame(struct walk *walk, struct stack *stack, bool live)
@@ -329,14 +464,21 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack, b
 	if (!add_frame(walk, stack, walk->pc))
 		return false;
 	switch (RULE_KIND(rule)) {
+#if RETURN_ADDRESS_ON_STACK
 	case RULE_KIND_RSP:
 	case RULE_KIND_RBP:
 		return step_by_offset(walk, rule);
 	case RULE_KIND_DEREF_RSP:
 	case RULE_KIND_DEREF_RBP:
 		return step_by_memory(walk, rule);
-	default:
+#else
+	case RULE_KIND_RECORD:
+		return step_by_record(walk, rule);
+#endif
+	case RULE_KIND_SPECIAL:
 		return step_by_special_rule(walk, rule);
+	default:
+		return end_walk(walk, STACK_UNSUPPORTED);
 	}
 }
 
@@ -384,13 +526,15 @@ static __always_inline void begin_walk(struct pt_regs *ctx, struct task_struct *
 	walk->sp = sp;
 	walk->pc = regs_pc(ctx);
 	walk->is_return_address = 0;
-#if RETURN_ADDRESS_ON_STACK
+	walk->link = 0;
+	walk->sp_is_bound = 0;
 	if (!at_return) {
-		walk->pc = true_return_address(walk, sp, read_user_word(sp));
-		walk->sp = sp + 8;
+		__u64 slot = SP_AT_RETURN(sp) - 8;
+
+		walk->pc = true_return_address(walk, slot, caller_of(entry_of(ctx)));
+		walk->sp = SP_AT_RETURN(sp);
 		walk->is_return_address = 1;
 	}
-#endif
 }
 
 /* Never STACK_NOT_STORED. */

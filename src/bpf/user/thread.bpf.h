@@ -52,6 +52,10 @@ struct walk {
 	__u64 hash;
 	__u64 hijacked_slot;   /* where the next return address is that a return probe has replaced */
 	__u64 return_instance; /* the kernel's record of it */
+	__u64 link;	       /* aarch64: x30, of a frame whose pc is no return address */
+	__u64 sp_is_bound;     /* aarch64: the frame's sp is not known but for a lower bound */
+	__u64 address_mask;    /* aarch64: as address_mask() */
+	__u64 trampoline;      /* aarch64: as return_trampoline() */
 	__u64 window_begin, window_size;
 	__u64 window[WINDOW_WORDS];
 	__u64 mm;	  /* the program whose mappings the caches below hold */
@@ -150,7 +154,6 @@ static __always_inline struct thread *thread_of(struct task_struct *task, bool c
 	return thread;
 }
 
-#if RETURN_ADDRESS_ON_STACK
 static __always_inline __u64 read_user_word(__u64 address)
 {
 	__u64 word = 0;
@@ -174,6 +177,50 @@ static __always_inline __u64 return_trampoline(struct task_struct *task)
 	return area ? area->vaddr : 0;
 }
 
+/* The bits of a return address that are no signature of the function that keeps it. */
+static __always_inline __u64 address_mask(struct task_struct *task)
+{
+#if RETURN_ADDRESS_ON_STACK
+	return ~0ULL;
+#else
+	struct mm_struct *mm;
+
+	if (!has_task_storage)
+		return BPF_CORE_READ(task, mm, task_size) - 1;
+	mm = task->mm;
+	return mm ? mm->task_size - 1 : ~0ULL;
+#endif
+}
+
+/* What is told of a function that has just been entered. */
+struct entry {
+	__u64 sp;
+#if !RETURN_ADDRESS_ON_STACK
+	__u64 frame, link;
+#endif
+};
+
+static __always_inline struct entry entry_of(struct pt_regs *ctx)
+{
+	return (struct entry)
+	{
+		.sp = regs_sp(ctx),
+#if !RETURN_ADDRESS_ON_STACK
+		.frame = regs_frame(ctx), .link = regs_link(ctx),
+#endif
+	};
+}
+
+/* Where a function that has just been entered returns to, or the kernel's trampoline. */
+static __always_inline __u64 caller_of(struct entry entry)
+{
+#if RETURN_ADDRESS_ON_STACK
+	return read_user_word(entry.sp);
+#else
+	return entry.link;
+#endif
+}
+
 /* What the kernel's trampoline pushes at the most (Linux 6.11). */
 #define TRAMPOLINE_BYTES 32
 
@@ -186,27 +233,17 @@ static __always_inline __u64 return_trampoline(struct task_struct *task)
  * With an equal stack pointer it is a tail call, unless it is the same function, called again by the
  * same code.
  */
-static __always_inline bool is_called_by(const struct call *call, __u64 sp, __u32 row, bool maps_memory)
+static __always_inline bool is_called_by(const struct call *call, struct entry entry, __u32 row,
+					 bool maps_memory)
 {
 	__u64 distance;
 
-	if (sp == call->sp)
+	if (entry.sp == call->sp)
 		return row != call->row;
-	distance = read_user_word(sp) - call->entry_pc;
+	distance = caller_of(entry) - call->entry_pc;
 	if (maps_memory)
 		return distance + ALLOCATOR_REACH < 2 * ALLOCATOR_REACH;
 	return call->row < MAX_FUNCTIONS && distance < functions[call->row].length;
-}
-#endif
-
-/* Where a function that has just been entered returns to. */
-static __always_inline __u64 return_address_at_entry(struct pt_regs *ctx)
-{
-#if RETURN_ADDRESS_ON_STACK
-	return read_user_word(regs_sp(ctx));
-#else
-	return ctx->regs[30];
-#endif
 }
 
 static __always_inline struct alternate_stack alternate_stack_of(struct task_struct *task)
@@ -240,9 +277,6 @@ static __always_inline bool has_a_frame(struct task_struct *task, const struct t
 	       (is_on_alternate_stack(task, thread, sp) && !is_on_alternate_stack(task, thread, call->sp));
 }
 
-/* What a signal's frame takes at the least (x86-64): the red zone, the registers, those of the FPU. */
-#define SIGNAL_FRAME_BYTES (128 + 440 + 512)
-
 /* Whether a call with stack pointer `sp` can be made by the handler of a signal that came during `call`. */
 static __always_inline bool may_be_of_a_handler(struct task_struct *task, const struct thread *thread,
 						__u64 sp)
@@ -255,35 +289,96 @@ static __always_inline bool may_be_of_a_handler(struct task_struct *task, const 
 	       is_on_alternate_stack(task, thread, sp) != is_on_alternate_stack(task, thread, call->sp);
 }
 
+#if !RETURN_ADDRESS_ON_STACK
+/* Frames between an allocator's function and one that it calls, at most. */
+#define NESTED_FRAMES 10
+
+/*
+ * Whether a frame record between a function that is entered with this stack pointer and frame pointer, and
+ * the thread's call, holds a return address of that call: `original`, or the trampoline. Where frame pointers
+ * lead nowhere, one is believed to. Not static, so that the verifier looks at it once and not at each call.
+ */
+__noinline int some_frame_returns_from_call(__u64 sp, __u64 frame, __u64 link, __u64 original)
+{
+	struct task_struct *task = current_task();
+	struct thread *thread = thread_of(task, false);
+	__u64 mask = address_mask(task), trampoline = return_trampoline(task);
+	int i;
+
+	if (!thread)
+		return false;
+	/* the caller keeps no frame record, as functions of a few instructions do not */
+	if (frame >= thread->call.sp)
+		return link - thread->call.entry_pc + ALLOCATOR_REACH < 2 * ALLOCATOR_REACH;
+	for (i = 0; i < NESTED_FRAMES; i++) {
+		__u64 record[2], address;
+
+		if (frame < sp || frame & 7)
+			return true;
+		if (frame >= thread->call.sp)
+			return false;
+		if (bpf_probe_read_user(record, sizeof(record), (void *)frame))
+			return true;
+		address = record[1] & mask;
+		if (address == trampoline || address == original)
+			return true;
+		sp = frame + 1;
+		frame = record[0];
+	}
+	return true;
+}
+
+/* As below, of a call that has a frame. */
+static __always_inline bool call_will_return(struct task_struct *task, const struct thread *thread,
+					     struct entry entry)
+{
+	const struct call *call = &thread->call;
+	__u64 trampoline = return_trampoline(task), original = call->return_address;
+
+	if (call->trapped) {
+		if (!trampoline)
+			return true;
+		original = trampoline;
+	}
+	if (entry.sp == call->sp)
+		return entry.link == trampoline || entry.link == original;
+	/* frames of another stack don't lead there */
+	if (entry.sp > call->sp || is_on_alternate_stack(task, thread, entry.sp))
+		return true;
+	return some_frame_returns_from_call(entry.sp, entry.frame, entry.link, original);
+}
+#endif
+
 /*
  * Whether the recorded call is still under way when another probe is hit with stack pointer `sp`.
  * A thread can leave a call without returning (longjmp, an exception), so the record is stale once the
- * stack pointer is above the call's frame, or once the slot of its return address holds something else:
+ * stack pointer is above the call's frame, or once what holds its return address holds something else:
  * but for a handler's time while the kernel's trampoline uses the slot.
  * An equal stack pointer is a tail call, for which the slot decides.
  */
-static __always_inline bool call_is_live(struct task_struct *task, const struct thread *thread, __u64 sp,
-					 __u32 row, bool maps_memory)
+static __always_inline bool call_is_live(struct task_struct *task, const struct thread *thread,
+					 struct entry entry, __u32 row, bool maps_memory)
 {
 	const struct call *call = &thread->call;
 #if RETURN_ADDRESS_ON_STACK
 	__u64 slot, trampoline;
 #endif
 
-	if (!call->sp || !has_a_frame(task, thread, sp))
+	if (!call->sp || !has_a_frame(task, thread, entry.sp))
 		return false;
 #if RETURN_ADDRESS_ON_STACK
 	if (call->returning)
-		return may_be_of_a_handler(task, thread, sp);
+		return may_be_of_a_handler(task, thread, entry.sp);
 	slot = read_user_word(call->sp);
 	trampoline = return_trampoline(task);
 	if (call->trapped)
 		return !trampoline || slot == trampoline;
 	/* a return that is not trapped for us can be for another tracer of the same file */
 	return (slot == call->return_address || (trampoline && slot == trampoline)) &&
-	       is_called_by(call, sp, row, maps_memory);
+	       is_called_by(call, entry, row, maps_memory);
 #else
-	return sp != call->sp;
+	return (call->trapped || is_called_by(call, entry, row, maps_memory)) &&
+	       call_will_return(task, thread, entry);
 #endif
 }
 

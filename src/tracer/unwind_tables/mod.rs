@@ -122,7 +122,7 @@ pub struct UnwindTables {
     files_map: MapHandle,
     described: HashMap<u32, Described>,
     files: HashMap<FileId, KnownFile>,
-    images: HashMap<Vec<u8>, LoadedFile>,
+    images: HashMap<Vec<u8>, KnownFile>,
     generation: u32,
 }
 
@@ -196,12 +196,8 @@ impl UnwindTables {
         meanwhile: &mut Meanwhile<'_>,
     ) -> Result<()> {
         for mapping in mappings {
-            if let Code::Image(bytes) = &mapping.code
-                && !self.images.contains_key(bytes)
-            {
-                let table = unwind::build(&bytes[..]).ok();
-                let loaded = self.store.load(table.as_ref(), (&"[vdso]", 0), meanwhile)?;
-                self.images.insert(bytes.clone(), loaded);
+            if let Code::Image(bytes) = &mapping.code {
+                self.load_image(bytes, meanwhile)?;
             }
         }
         let files = mappings.iter().filter_map(|mapping| match &mapping.code {
@@ -220,6 +216,16 @@ impl UnwindTables {
         described.sort_by_key(|mapping| mapping.begin);
         self.publish(tgid, changes, &merge(described))?;
         self.store.prepare_block()
+    }
+
+    fn load_image(&mut self, bytes: &[u8], meanwhile: &mut Meanwhile<'_>) -> Result<()> {
+        if !self.images.contains_key(bytes) {
+            let table = unwind::build(bytes).ok();
+            let loaded = self.store.load(table.as_ref(), (&"[vdso]", 0), meanwhile)?;
+            self.images
+                .insert(bytes.to_vec(), KnownFile { loaded, table });
+        }
+        Ok(())
     }
 
     /// Forgets what a process mapped: it has ended.
@@ -267,16 +273,20 @@ impl UnwindTables {
         address: u64,
         meanwhile: &mut Meanwhile<'_>,
     ) -> Result<Found> {
-        let Code::File { id, file } = &mapping.code else {
-            return Ok(match mapping.code {
-                Code::Unreadable { .. } => Found::Nothing,
-                _ => Found::Rule(Rule::NoFde, 0),
-            });
+        let known = match &mapping.code {
+            Code::Unreadable { .. } => return Ok(Found::Nothing),
+            Code::Anonymous => None,
+            Code::Image(bytes) => {
+                self.load_image(bytes, meanwhile)?;
+                self.images.get(bytes)
+            }
+            Code::File { id, file } => {
+                if !self.files.contains_key(id) {
+                    self.load_files(std::iter::once((*id, Arc::clone(file))), meanwhile)?;
+                }
+                self.files.get(id)
+            }
         };
-        if !self.files.contains_key(id) {
-            self.load_files(std::iter::once((*id, Arc::clone(file))), meanwhile)?;
-        }
-        let known = self.files.get(id);
         let found = known.and_then(|known| {
             let loaded = segment_of(mapping, &known.loaded.segments)?;
             let in_file = address.wrapping_sub(bias(mapping, loaded.segment));
@@ -289,7 +299,7 @@ impl UnwindTables {
     fn describe(&self, mapping: &CodeMapping) -> unwind_mapping {
         let loaded = match &mapping.code {
             Code::File { id, .. } => self.files.get(id).map(|known| &known.loaded),
-            Code::Image(bytes) => self.images.get(bytes),
+            Code::Image(bytes) => self.images.get(bytes).map(|known| &known.loaded),
             Code::Unreadable { .. } | Code::Anonymous => None,
         };
         let mut described = unwind_mapping {
