@@ -125,7 +125,7 @@ pub fn inspect(data: &[u8], debug: Option<&[u8]>, question: &Question) -> Result
     };
     let own = question.own.iter().map(|(name, signature)| {
         let function = symbols.find(name)?;
-        Some(plan_own(&symbols, name, *signature, &function, search.at))
+        plan_own(&symbols, name, *signature, &function, search.at)
     });
     let places = question.places.iter();
     Ok(Inspection {

@@ -4,6 +4,7 @@
 use iced_x86::{Decoder, DecoderOptions};
 
 use super::Probe;
+use crate::unwind::Machine;
 
 /// Bytes of a function's beginning that are compared at least: those that inline hooks replace.
 const LEAST: u64 = 16;
@@ -11,7 +12,7 @@ const LEAST: u64 = 16;
 /// An x86-64 instruction has no more bytes.
 const LONGEST_INSTRUCTION: u64 = 15;
 
-/// What a debugger or another tracer puts in the place of an instruction's first byte.
+/// What a debugger or another tracer puts in the place of an instruction's first byte on x86-64.
 const BREAKPOINT: u8 = 0xcc;
 
 impl Probe {
@@ -29,6 +30,26 @@ pub fn is_patched(file: &[u8], memory: &[u8]) -> bool {
     if file == memory {
         return false;
     }
+    match Machine::NATIVE {
+        Machine::X86_64 => is_patched_x86_64(file, memory),
+        Machine::Aarch64 => is_patched_aarch64(file, memory),
+    }
+}
+
+fn is_patched_aarch64(file: &[u8], memory: &[u8]) -> bool {
+    // `brk`, whatever its number
+    let is_breakpoint = |word: [u8; 4]| u32::from_le_bytes(word) & 0xffe0_001f == 0xd420_0000;
+    let (words, rest) = memory.as_chunks();
+    let (expected, expected_rest) = file.as_chunks();
+    rest != expected_rest
+        || words.len() != expected.len()
+        || words
+            .iter()
+            .zip(expected)
+            .any(|(word, expected)| word != expected && !is_breakpoint(*word))
+}
+
+fn is_patched_x86_64(file: &[u8], memory: &[u8]) -> bool {
     let mut expected = file.to_vec();
     for instruction in &mut Decoder::new(64, file, DecoderOptions::NONE) {
         let start = usize::try_from(instruction.ip()).unwrap_or(usize::MAX);
@@ -54,15 +75,33 @@ mod tests {
     fn patched(at: usize, bytes: &[u8]) -> bool {
         let mut memory = CODE;
         memory[at..at + bytes.len()].copy_from_slice(bytes);
-        is_patched(&CODE, &memory)
+        is_patched_x86_64(&CODE, &memory)
     }
 
     #[test]
     fn what_is_as_in_the_file_but_for_breakpoints_is_not_patched() {
         assert!(!is_patched(&CODE, &CODE));
+        assert!(!is_patched_x86_64(&CODE, &CODE));
         assert!(!patched(0, &[0xcc]));
         assert!(!patched(1, &[0xcc]));
         assert!(!patched(4, &[0xcc]));
+    }
+
+    #[test]
+    fn on_aarch64_breakpoints_are_whole_words() {
+        // stp x29, x30, [sp, #-32]!; mov x29, sp
+        let code = [0xfd, 0x7b, 0xbe, 0xa9, 0xfd, 0x03, 0x00, 0x91];
+        let with = |at: usize, word: u32| {
+            let mut memory = code;
+            memory[at..at + 4].copy_from_slice(&word.to_le_bytes());
+            is_patched_aarch64(&code, &memory)
+        };
+        assert!(!is_patched_aarch64(&code, &code));
+        assert!(!with(0, 0xd420_00a0), "the kernel's for probes");
+        assert!(!with(4, 0xd420_0000), "a debugger's");
+        assert!(with(0, 0x1400_1000), "b");
+        assert!(with(4, 0xd280_0000), "mov x0, #0");
+        assert!(is_patched_aarch64(&code, &code[..4]));
     }
 
     #[test]

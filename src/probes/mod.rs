@@ -23,7 +23,7 @@ pub use own::OwnFunction;
 pub use table::{Operation, Signature};
 
 use families::{Member, mapping_members, members};
-use site::{Contract, Site, choose};
+use site::{Contract, Site, choose, is_harmful};
 use symbols::{Function, Symbols};
 
 /// A function of an object that is to be probed.
@@ -155,13 +155,17 @@ fn plan(symbols: &Symbols<'_>, file: &str, search: Search<'_>) -> Plan {
             continue;
         };
         let last_resort = member.last_resort;
+        let Some(probe) = probe(symbols, &member, &function, search.at) else {
+            missing.push(member.name);
+            continue;
+        };
         by_place
             .entry(function.file_offset)
             .and_modify(|(probe, last)| {
                 probe.aliases.push(member.name.clone());
                 *last &= last_resort;
             })
-            .or_insert_with(|| (probe(symbols, member, &function, search.at), last_resort));
+            .or_insert((probe, last_resort));
     }
     let (mut probes, mut last_resort) = (Vec::new(), Vec::new());
     for (probe, last) in by_place.into_values() {
@@ -182,29 +186,36 @@ fn plan(symbols: &Symbols<'_>, file: &str, search: Search<'_>) -> Plan {
     }
 }
 
-fn probe(symbols: &Symbols<'_>, member: Member, function: &Function, at: ProbeAt) -> Probe {
-    Probe {
-        site: match at {
-            ProbeAt::Cheapest => choose(symbols, function, contract(member.signature)),
-            ProbeAt::Symbol => Site::asked_for(),
-        },
-        name: member.name,
+/// None where a probe would do harm.
+fn probe(
+    symbols: &Symbols<'_>,
+    member: &Member,
+    function: &Function,
+    at: ProbeAt,
+) -> Option<Probe> {
+    let site = match at {
+        ProbeAt::Cheapest => choose(symbols, function, contract(member.signature)),
+        ProbeAt::Symbol => Site::asked_for(),
+    };
+    (!is_harmful(symbols, function, &site)).then(|| Probe {
+        site,
+        name: member.name.clone(),
         signature: member.signature,
-        allocator: member.allocator,
+        allocator: member.allocator.clone(),
         function_offset: function.file_offset,
         length: function.size,
         aliases: Vec::new(),
-    }
+    })
 }
 
-/// The probe of a function as the user describes it.
+/// The probe of a function as the user describes it; none where it would do harm.
 fn plan_own(
     symbols: &Symbols<'_>,
     name: &str,
     signature: Signature,
     function: &Function,
     at: ProbeAt,
-) -> Probe {
+) -> Option<Probe> {
     let member = Member {
         name: name.to_owned(),
         signature,
@@ -212,7 +223,7 @@ fn plan_own(
         expected: true,
         last_resort: false,
     };
-    probe(symbols, member, function, at)
+    probe(symbols, &member, function, at)
 }
 
 /// What a probe of such a function relies on.

@@ -3,41 +3,32 @@
 //!
 //! A uprobe replaces an instruction by a trap. The kernel then either emulates the instruction
 //! (hundreds of nanoseconds) or single-steps a copy of it (some eight thousand more). Which ones are
-//! emulated is `arch/x86/kernel/uprobes.c`: `branch_setup_xol_ops` and `push_setup_xol_ops`.
+//! emulated, and what the others do to a call, is told by architecture.
 
-mod branches;
+mod aarch64;
+mod x86_64;
 
 use super::symbols::{Function, Symbols};
-use iced_x86::{
-    Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, Mnemonic, OpAccess,
-    OpKind, Register,
-};
+use crate::unwind::Machine;
 use serde::{Deserialize, Serialize};
 use std::fmt;
-
-/// The registers that carry integer arguments, in order (System V ABI for x86-64).
-const ARGUMENTS: [Register; 6] = [
-    Register::RDI,
-    Register::RSI,
-    Register::RDX,
-    Register::RCX,
-    Register::R8,
-    Register::R9,
-];
 
 /// What the caller knows about the function, which decides what a probe may skip.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Contract {
     /// How many leading arguments the probe reads; these registers are intact at the site.
     pub arguments: usize,
-    /// The function is a `free`: a call with NULL as its first argument means nothing.
+    /// The function is a `free`: a call with NULL as its first argument means nothing, and its return is not trapped.
     pub null_is_ignored: bool,
 }
+
+/// How many arguments are passed in registers and can be read.
+const MOST_ARGUMENTS: usize = 6;
 
 impl Contract {
     /// A function of which nothing is known: all argument registers are kept.
     pub const UNKNOWN: Self = Self {
-        arguments: ARGUMENTS.len(),
+        arguments: MOST_ARGUMENTS,
         null_is_ignored: false,
     };
     /// `void free(void *)`.
@@ -92,12 +83,14 @@ pub enum Emulated {
     ConditionalJump,
     /// `call` of a fixed place; only accepted as the first instruction.
     Call,
+    /// `adr` or `adrp`.
+    Address,
 }
 
 /// What keeps a probe at the symbol.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Obstacle {
-    /// The machine is not x86-64.
+    /// The machine is another.
     Machine,
     /// The function's code could not be read.
     NoCode,
@@ -105,6 +98,10 @@ pub enum Obstacle {
     Undecodable(u64),
     /// This instruction changes an argument or the stack pointer before any emulated one.
     Overwrites(String),
+    /// The instruction at this offset is not among those whose effects are known here.
+    Unknown(u64),
+    /// This instruction keeps or signs the return address, which a trap of the return has to replace before.
+    KeepsReturnAddress(String),
     /// This instruction may leave the straight line before any emulated one.
     Leaves(String),
     /// No instruction of the function is emulated.
@@ -138,163 +135,39 @@ impl Site {
 /// the stack pointer and the return address as they were at the symbol. The one exception is a
 /// call of a `free` with NULL, which may leave before it. Nothing else in the object jumps there.
 pub fn choose(symbols: &Symbols, function: &Function, contract: Contract) -> Site {
-    if !symbols.is_x86_64() {
+    let Some(machine) = symbols.machine() else {
         return Site::kept(Obstacle::Machine);
-    }
+    };
     let (Some(code), Some((segment, begin))) = (symbols.code(function), symbols.segment(function))
     else {
         return Site::kept(Obstacle::NoCode);
     };
-    let site = choose_in(code, contract);
-    match branches::from_outside(segment, begin, code.len(), site.offset) {
+    let (site, outside) = match machine {
+        Machine::X86_64 => {
+            let site = x86_64::choose_in(code, contract);
+            let outside = x86_64::from_outside(segment, begin, code.len(), site.offset);
+            (site, outside)
+        }
+        Machine::Aarch64 => {
+            let site = aarch64::choose_in(code, contract);
+            let outside = aarch64::from_outside(segment, begin, code.len(), site.offset);
+            (site, outside)
+        }
+    };
+    match outside {
         Some(distance) => Site::kept(Obstacle::JumpFromOutside(distance)),
         None => site,
     }
 }
 
-/// As [`choose`], for a function whose whole x86-64 machine code is `code`, with nothing around it.
-fn choose_in(code: &[u8], contract: Contract) -> Site {
-    let site = match search(code, contract) {
-        Ok(site) => site,
-        Err(obstacle) => return Site::kept(obstacle),
+/// Whether a kernel that memleak runs on does harm where the instruction at a site is probed.
+pub fn is_harmful(symbols: &Symbols, function: &Function, site: &Site) -> bool {
+    let word = || {
+        let at = usize::try_from(site.offset).ok()?;
+        let word = symbols.code(function)?.get(at..at.checked_add(4)?)?;
+        Some(u32::from_le_bytes(word.try_into().ok()?))
     };
-    match branches::from_inside(code, site.offset) {
-        Some(obstacle) => Site::kept(obstacle),
-        None => site,
-    }
-}
-
-/// Walks the straight line from the entry to the earliest emulated instruction.
-fn search(code: &[u8], contract: Contract) -> Result<Site, Obstacle> {
-    let mut exit = None;
-    walk(code, contract, &mut exit).or_else(|obstacle| {
-        // The exit for NULL is itself emulated, so it serves where nothing behind it does.
-        exit.map(|offset| Site::new(offset, Why::Moved(Emulated::ConditionalJump)))
-            .ok_or(obstacle)
-    })
-}
-
-/// As [`search`]; leaves in `exit` where the exit for NULL was passed.
-fn walk(code: &[u8], contract: Contract, exit: &mut Option<u64>) -> Result<Site, Obstacle> {
-    let mut effects = Effects::new(contract);
-    let mut null_test = false;
-    for instruction in instructions(code) {
-        let offset = instruction.ip();
-        if instruction.is_invalid() {
-            return Err(Obstacle::Undecodable(offset));
-        }
-        if let Some(kind) = emulated(encoding(code, &instruction)) {
-            if null_test && exit.is_none() && instruction.mnemonic() == Mnemonic::Je {
-                *exit = Some(offset);
-                continue;
-            }
-            return accept(offset, kind, exit.is_some(), &instruction);
-        }
-        effects.pass_over(&instruction)?;
-        null_test = contract.null_is_ignored
-            && (tests_first_argument(&instruction)
-                || null_test && instruction.rflags_modified() == 0);
-    }
-    Err(Obstacle::EndOfFunction)
-}
-
-fn accept(
-    offset: u64,
-    kind: Emulated,
-    past_null: bool,
-    instruction: &Instruction,
-) -> Result<Site, Obstacle> {
-    match (offset, kind) {
-        (0, _) => Ok(Site::new(0, Why::First(kind))),
-        // The kernel does not push an emulated call onto the shadow stack, so a call is never
-        // sought out; at the symbol it is none of our doing.
-        (_, Emulated::Call) => Err(Obstacle::Leaves(name(instruction))),
-        _ if past_null => Ok(Site::new(offset, Why::MovedPastNull(kind))),
-        _ => Ok(Site::new(offset, Why::Moved(kind))),
-    }
-}
-
-/// Judges what an instruction that is skipped does to a call's arguments and its path.
-struct Effects {
-    keep: Vec<Register>,
-    factory: InstructionInfoFactory,
-}
-
-impl Effects {
-    fn new(contract: Contract) -> Self {
-        let arguments = contract.arguments.min(ARGUMENTS.len());
-        let mut keep = ARGUMENTS[..arguments].to_vec();
-        keep.push(Register::RSP);
-        Self {
-            keep,
-            factory: InstructionInfoFactory::new(),
-        }
-    }
-
-    fn pass_over(&mut self, instruction: &Instruction) -> Result<(), Obstacle> {
-        if instruction.flow_control() != FlowControl::Next {
-            return Err(Obstacle::Leaves(name(instruction)));
-        }
-        let used = self.factory.info(instruction).used_registers();
-        let overwrites = used.iter().any(|used| {
-            is_write(used.access()) && self.keep.contains(&used.register().full_register())
-        });
-        if overwrites {
-            return Err(Obstacle::Overwrites(name(instruction)));
-        }
-        Ok(())
-    }
-}
-
-fn is_write(access: OpAccess) -> bool {
-    matches!(
-        access,
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite
-    )
-}
-
-/// `test rdi, rdi` or `cmp rdi, 0`: ZF then says whether the first argument is NULL.
-fn tests_first_argument(instruction: &Instruction) -> bool {
-    if instruction.op0_kind() != OpKind::Register || instruction.op0_register() != Register::RDI {
-        return false;
-    }
-    match (instruction.mnemonic(), instruction.op1_kind()) {
-        (Mnemonic::Test, OpKind::Register) => instruction.op1_register() == Register::RDI,
-        (Mnemonic::Cmp, OpKind::Immediate8to64 | OpKind::Immediate32to64) => {
-            instruction.immediate(1) == 0
-        }
-        _ => false,
-    }
-}
-
-/// Whether every kernel since 5.10 emulates the instruction with these bytes, and as what.
-///
-/// Only the plain encodings: a prefix makes the kernel refuse some of them, and single-step
-/// others. Longer nops are emulated since 6.18 only; `endbr64` and `xchg r8, rax` (41 90) never.
-fn emulated(bytes: &[u8]) -> Option<Emulated> {
-    match bytes {
-        [0x50..=0x57] | [0x41, 0x50..=0x57] => Some(Emulated::Push),
-        [0x90] | [0x66, 0x90] => Some(Emulated::Nop),
-        [0xeb, _] | [0xe9, _, _, _, _] => Some(Emulated::Jump),
-        [0x70..=0x7f, _] | [0x0f, 0x80..=0x8f, _, _, _, _] => Some(Emulated::ConditionalJump),
-        [0xe8, _, _, _, _] => Some(Emulated::Call),
-        _ => None,
-    }
-}
-
-/// The instructions of `code` in a line, numbered from zero; what can't be decoded is invalid.
-fn instructions(code: &[u8]) -> Decoder<'_> {
-    Decoder::with_ip(64, code, 0, DecoderOptions::NONE)
-}
-
-fn encoding<'code>(code: &'code [u8], instruction: &Instruction) -> &'code [u8] {
-    let begin = usize::try_from(instruction.ip()).unwrap_or(code.len());
-    let end = begin.saturating_add(instruction.len());
-    code.get(begin..end).unwrap_or_default()
-}
-
-fn name(instruction: &Instruction) -> String {
-    format!("{:?}", instruction.mnemonic()).to_lowercase()
+    symbols.machine() == Some(Machine::Aarch64) && word().is_some_and(aarch64::is_harmful)
 }
 
 impl fmt::Display for Site {
@@ -328,6 +201,7 @@ impl fmt::Display for Emulated {
             Emulated::Jump => "a jump",
             Emulated::ConditionalJump => "a conditional jump",
             Emulated::Call => "a call",
+            Emulated::Address => "an adr",
         })
     }
 }
@@ -335,15 +209,25 @@ impl fmt::Display for Emulated {
 impl fmt::Display for Obstacle {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Obstacle::Machine => f.write_str("sites are only chosen on x86-64"),
+            Obstacle::Machine => f.write_str("sites are only chosen on x86-64 and aarch64"),
             Obstacle::NoCode => f.write_str("its code is not in the file"),
             Obstacle::Undecodable(offset) => write!(f, "no instruction at +{offset}"),
             Obstacle::Overwrites(name) => {
                 write!(
                     f,
-                    "`{name}` changes an argument before any emulated instruction"
+                    "`{name}` changes an argument or the stack before any emulated instruction"
                 )
             }
+            Obstacle::Unknown(offset) => {
+                write!(
+                    f,
+                    "what the instruction at +{offset} does is not known here"
+                )
+            }
+            Obstacle::KeepsReturnAddress(name) => write!(
+                f,
+                "`{name}` keeps the return address, or changes it, before any emulated instruction"
+            ),
             Obstacle::Leaves(name) => {
                 write!(f, "`{name}` may leave before any emulated instruction")
             }
@@ -363,8 +247,3 @@ impl fmt::Display for Obstacle {
         }
     }
 }
-
-#[cfg(test)]
-mod handmade_tests;
-#[cfg(all(test, target_arch = "x86_64"))]
-mod installed_tests;

@@ -13,7 +13,7 @@ use std::collections::hash_map::Entry;
 use std::ops::Range;
 
 use crate::limits;
-use crate::unwind::function_starts;
+use crate::unwind::{Machine, function_starts};
 
 type Header = FileHeader64<Endianness>;
 type RawSymbol = elf::Sym64<Endianness>;
@@ -104,9 +104,13 @@ impl<'data> Symbols<'data> {
         Ok(symbols)
     }
 
-    /// Whether the object holds x86-64 code.
-    pub fn is_x86_64(&self) -> bool {
-        self.machine == elf::EM_X86_64
+    /// Whose code the object holds, of the machines that are known.
+    pub fn machine(&self) -> Option<Machine> {
+        match self.machine {
+            elf::EM_X86_64 => Some(Machine::X86_64),
+            elf::EM_AARCH64 => Some(Machine::Aarch64),
+            _ => None,
+        }
     }
 
     /// Whether a process begins with the object, be it a position-independent one; libraries are none, even where they can
@@ -406,7 +410,7 @@ mod tests {
     fn libc_defines_its_allocators() {
         let data = libc();
         let symbols = Symbols::parse(&data).unwrap();
-        assert_eq!(symbols.is_x86_64(), cfg!(target_arch = "x86_64"));
+        assert_eq!(symbols.machine(), Some(Machine::NATIVE));
         for name in ["malloc", "free", "calloc", "realloc", "posix_memalign"] {
             let function = symbols.find(name).unwrap();
             assert_eq!(function.name, name);

@@ -47,7 +47,12 @@ fn branch_target(instruction: &Instruction) -> Option<u64> {
 /// and hand-written code jumps into its neighbours. Returns how far away such a branch is.
 ///
 /// `segment` holds the function at `begin..begin + length`.
-pub(super) fn from_outside(segment: &[u8], begin: usize, length: usize, site: u64) -> Option<i64> {
+pub(in crate::probes::site) fn from_outside(
+    segment: &[u8],
+    begin: usize,
+    length: usize,
+    site: u64,
+) -> Option<i64> {
     let site = usize::try_from(site).ok()?;
     if site == 0 {
         return None;

@@ -359,6 +359,6 @@ fn a_site_explains_itself() {
     );
     assert_eq!(
         choose_in(&[0x31, 0xff, RET], Contract::FREE).to_string(),
-        "at the symbol: `xor` changes an argument before any emulated instruction"
+        "at the symbol: `xor` changes an argument or the stack before any emulated instruction"
     );
 }
