@@ -6,7 +6,7 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 TARGET := $(shell uname -m)-unknown-linux-gnu
 comma := ,
 
-.PHONY: build demo test bench static dist test-dist install test-truth test-vm fuzz soak
+.PHONY: build demo test bench static cross dist test-dist install test-truth test-vm fuzz soak
 
 build: target/release/memleak
 
@@ -39,11 +39,14 @@ test-truth:
 	scripts/install-packages.sh build test
 	$(CARGO) test --test slow truth:: -- --ignored --nocapture
 
-# the static binary on Debian's kernels from 5.10 to the newest, in software emulation; FAST=1: on two of them.
-# All of them write their table into docs/kernels.md.
-test-vm: static
+# the static binaries on Debian's kernels from 5.10 to the newest, amd64 and arm64, in software emulation; FAST=1: on two
+# of each. All of them write their table into docs/kernels.md.
+test-vm: CROSS_PROFILE := $(if $(FAST),quick,release)
+test-vm: static cross
 	scripts/install-packages.sh vm
-	tests/vm/matrix.py --memleak target/$(TARGET)/release/memleak $(if $(FAST),--fast,--markdown docs/kernels.md)
+	tests/vm/matrix.py --memleak target/$(TARGET)/release/memleak \
+		--memleak-arm64 target/aarch64-unknown-linux-gnu/$(CROSS_PROFILE)/memleak \
+		$(if $(FAST),--fast,--markdown docs/kernels.md)
 
 # every parser of what others write, for a minute each, with its memory bounded; findings are in fuzz/artifacts
 fuzz:
@@ -74,6 +77,11 @@ dist: static
 # the packages in clean roots of Debian 12 and 13, as root
 test-dist: dist
 	$(SUDO) scripts/test-packages.sh target/dist
+
+# the same for aarch64, built on x86-64; compilers and libraries are unpacked into target/cross, and not installed
+cross:
+	scripts/install-packages.sh build cross
+	scripts/cross.py --profile $(or $(CROSS_PROFILE),release)
 
 install: build
 	install -D -m 755 target/release/memleak $(DESTDIR)$(PREFIX)/bin/memleak

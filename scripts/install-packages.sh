@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs the Debian packages that a task needs, and is quick when they are all there.
-# usage: install-packages.sh build|test|bench|vm|dist...
+# usage: install-packages.sh build|test|bench|cross|vm|dist...
 set -eu
 
 packages=
@@ -24,9 +24,10 @@ for task in "$@"; do
 		packages="$packages chromium chromium-driver fonts-dejavu-core golang-go"
 		;;
 	bench) packages="$packages python3 sqlite3" ;;
-	vm) packages="$packages qemu-system-x86 busybox-static cpio python3 debian-archive-keyring" ;;
+	cross) packages="$packages python3 debian-archive-keyring" ;;
+	vm) packages="$packages qemu-system-x86 qemu-system-arm busybox-static cpio python3 debian-archive-keyring" ;;
 	dist) packages="$packages python3 rpm lintian mmdebstrap xz-utils" ;;
-	*) echo "unknown task: $task (build, test, bench, vm or dist)" >&2 && exit 2 ;;
+	*) echo "unknown task: $task (build, test, bench, cross, vm or dist)" >&2 && exit 2 ;;
 	esac
 done
 

@@ -46,8 +46,15 @@ LEAKS = (
     stack(5 * 4096, 1, "leak_mapping"),
     stack(777, 1, "leak_in_thread"),
 )
-WHOLE = (*LEAKS, r"stacks unwound with tables, none cut short$")
+# What a signal has interrupted calls nothing, and is named with its caller.
+HANDLER = (r"^\t919 bytes in 1 allocations from stack\n(?:\t\t.*\n)*?\t\t.*leak_in_handler\+0x.*\n(?:\t\t.*\n)?"
+           r"\t\t.*touch\+0x.*\n\t\t.*leak_by_signal\+0x.*\n\t\t.*main\+0x")  # fmt: skip
+WHOLE = (*LEAKS, HANDLER, r"stacks unwound with tables, none cut short$")
 NOT_LEAKS = (r"\bfree_everything\b", r"sysmalloc_mmap")
+
+# Functions whose returns another tracer traps, and the caller that this hides.
+BESIDE = " ".join(f"--alloc {name}:size=const:1" for name in ("leak_malloc", "leak_aligned", "leak_through_libc"))
+BESIDE_LEAKS = (stack(1237, 7, "leak_malloc", "main"), stack(1531, 4, "leak_aligned", "main"))
 
 # The leaks of leaky_module/leaky_module.c, five of each.
 MODULE = r"\+0x\S+ \[leaky_module\]"
@@ -86,12 +93,15 @@ CHECKS = (
     Check("user: running process, statically linked", "attach leaks-static", want=WHOLE, refuse=NOT_LEAKS),
     Check(RUNNING, "attach leaks", want=WHOLE, refuse=NOT_LEAKS),
     Check("user: running process, totals only", "attach leaks -C", want=LEAKS, refuse=NOT_LEAKS),
+    Check("user: beside another tracer", f"beside='{BESIDE}' attach leaks", want=(*WHOLE, *BESIDE_LEAKS), refuse=NOT_LEAKS),
+    # of more than 302,000 bytes there is a thread's stack only: the allocator's own mappings of 303,104 are not the program's
+    Check("user: what a size filter leaves out", "memleak -v -z 302000 -c leaks", refuse=(r"^\t\d{1,6} bytes in",)),
     Check("user: status of the command", "memleak -c 'leaks 37'", status=37),
-    Check(MODULE_LEAKS, "trace_kernel '' --percpu 3600 && report_and_stop && rmmod leaky_module",
+    Check(MODULE_LEAKS, "trace_kernel '' --percpu 3600s && report_and_stop && rmmod leaky_module",
           want=(*KERNEL_LEAKS, module_stack(24, "leak_percpu")),
           refuse=tuple(more_than_once(f"leak_{kind}") for kind in ("large", "small", "object", "pages", "percpu"))),
     Check("kernel: what is freed is not reported",
-          "trace_kernel '' --percpu 3600 && echo 1 >$MODULE/release && report_and_stop && rmmod leaky_module",
+          "trace_kernel '' --percpu 3600s && echo 1 >$MODULE/release && report_and_stop && rmmod leaky_module",
           refuse=(r"\bleak_\w+" + MODULE, r"\bchurn\w*" + MODULE)),
     Check("kernel: names outlive the module",
           "trace_kernel keep=1 1 && until_says report leak_small $tracer && rmmod leaky_module && report_and_stop",

@@ -9,13 +9,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from debian import Unavailable
+from architectures import Unavailable
 
 MEMORY_MIB = 1024
 PROCESSORS = 2
-# One thread for all processors: with a thread each, one now and then runs into an int3 that another has already
-# patched away again (the kernel's jump labels), and the guest dies of it.
-ACCELERATOR = "tcg,thread=single"
 FOLDERS = ("bin", "dev", "proc", "sys", "tmp", "lib64", "root")
 
 
@@ -38,28 +35,27 @@ def initramfs(files):
     return gzip.compress(bytes(archive), compresslevel=1)
 
 
-def libraries(program):
+def libraries(architecture, program):
     """The dynamic loader and the shared objects of a program (none if it is static): {path in the guest: (mode, bytes)}."""
-    listing = subprocess.run(["ldd", program], text=True, capture_output=True).stdout
-    paths = [word for line in listing.splitlines() for word in line.split() if word.startswith("/")]
-    return {path.lstrip("/"): (0o755, Path(path).read_bytes()) for path in paths}
+    return {name: (0o755, path.read_bytes()) for name, path in architecture.libraries(program).items()}
 
 
-def results(vmlinuz, archive, timeout):
+def results(architecture, vmlinuz, archive, timeout):
     """Boot, and yield (name, exit status, output) of each check as it ends. Raises Died."""
     with tempfile.TemporaryDirectory(prefix="memleak-vm-") as folder:
         initrd, console = Path(folder, "initrd"), Path(folder, "console")
         initrd.write_bytes(archive)
         command = [
-            "qemu-system-x86_64", "-machine", "q35", "-accel", ACCELERATOR, "-cpu", "max",
-            "-smp", str(PROCESSORS), "-m", str(MEMORY_MIB), "-nodefaults", "-no-reboot", "-display", "none",
-            "-kernel", vmlinuz, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1",
-            "-serial", f"file:{console}", "-serial", "stdio",
+            *architecture.qemu, "-smp", str(PROCESSORS), "-m", str(MEMORY_MIB), "-nodefaults", "-no-reboot",
+            "-display", "none", "-kernel", vmlinuz, "-initrd", initrd,
+            # what the kernel does not know becomes the environment of guest/init
+            "-append", f"console={architecture.console} quiet panic=-1 results={architecture.results}",
+            "-serial", f"file:{console}", *architecture.results_device,
         ]  # fmt: skip
         try:
             qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         except FileNotFoundError as error:
-            raise Unavailable("failed to run qemu-system-x86_64: install qemu-system-x86") from error
+            raise Unavailable(f"failed to run {command[0]}: install {architecture.package}") from error
         try:
             yield from frames(lines(qemu.stdout, time.monotonic() + timeout))
         except Died as death:

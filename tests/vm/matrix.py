@@ -2,7 +2,7 @@
 """Boots Debian's kernels in software emulation and runs the same checks on each: one line per check, then a table.
 This is the entry point and the verdict; kernels, guests and checks have files of their own.
 
-Needs python3, qemu-system-x86, busybox-static, gcc with a static libc, and Debian's apt and keyring (or a Debian
+Needs python3, qemu-system-x86 and -arm, busybox-static, gcc with a static libc, and Debian's apt and keyring (or a Debian
 container). What is fetched and built stays in target/vm. Exit status: 0 all passed, 1 a check failed, 2 could not run."""
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 import checks
 import guest
 import kernels
-from debian import Unavailable, run
+from architectures import AMD64, ARM64, Unavailable
+from debian import run
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -30,44 +31,42 @@ def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     labels = [kernel.label for kernel in kernels.KERNELS]
     parser.add_argument("--kernel", action="append", choices=labels, help="only this kernel; may be repeated")
-    parser.add_argument("--fast", action="store_true", help=f"only {' and '.join(kernels.FAST)}")
+    parser.add_argument("--fast", action="store_true", help=f"only {', '.join(kernels.FAST)}")
     parser.add_argument("--memleak", type=Path, help="the static binary; without it, only the kernels are looked at")
+    parser.add_argument("--memleak-arm64", type=Path, help="the one for arm64; without it, those kernels are left out")
     parser.add_argument("--check", metavar="REGEX", default="", help="only the checks whose names match")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table between the marks of this file")
     parser.add_argument("--show", action="store_true", help="print what each check printed")
     return parser.parse_args()
 
 
-def compile_guest_programs():
+def compile_guest_programs(architecture):
     """The feature probe and the program that leaks, linked statically and dynamically."""
-    out = CACHE / "programs"
+    out = CACHE / "programs" / architecture.name
     out.mkdir(parents=True, exist_ok=True)
     source = HERE / "guest"
-    common = ["cc", "-O2", "-Wall", "-Wextra", "-Werror"]
+    common = [*architecture.compiler(CACHE), "-O2", "-Wall", "-Wextra", "-Werror"]
     run([*common, "-static", "-no-pie", "-o", out / "features", source / "features.c"])
     run([*common, "-o", out / "leaks", source / "leaks.c", "-pthread"])
     run([*common, "-static", "-o", out / "leaks-static", source / "leaks.c", "-pthread"])
     return out
 
 
-def files_for(built, programs, memleak, wanted):
+def files_for(architecture, built, programs, memleak, wanted):
     """All that the guest's memory disk holds: {path: (mode, bytes)}."""
-    busybox = next((path for path in map(Path, ("/bin/busybox", "/usr/bin/busybox")) if path.exists()), None)
-    if not busybox:
-        raise Unavailable("failed to find busybox: install busybox-static")
     script = "".join(f"check {quote(check.name)} {check.seconds} {quote(check.command)}\n" for check in wanted)
     files = {
         "init": (0o755, (HERE / "guest/init").read_bytes()),
         "lib/checks.sh": (0o644, (HERE / "guest/checks.sh").read_bytes()),
         "checks": (0o644, script.encode()),
-        "bin/busybox": (0o755, busybox.read_bytes()),
+        "bin/busybox": (0o755, architecture.busybox(CACHE).read_bytes()),
         "leaky_module.ko": (0o644, built.module.read_bytes()),
     }
     files.update({f"bin/{path.name}": (0o755, path.read_bytes()) for path in programs.iterdir()})
-    files.update(guest.libraries(programs / "leaks"))
+    files.update(guest.libraries(architecture, programs / "leaks"))
     if memleak:
         files["bin/memleak"] = (0o755, memleak.read_bytes())
-        files.update(guest.libraries(memleak))
+        files.update(guest.libraries(architecture, memleak))
     return files
 
 
@@ -77,29 +76,31 @@ def quote(text):
 
 def try_kernel(kernel, programs, options):
     """Run the checks on one kernel. Returns (table row, number of failures)."""
-    wanted = [c for c in checks.CHECKS if re.search(options.check, c.name) and (options.memleak or not c.memleak)]
+    architecture = kernel.architecture
+    memleak = options.memleak if architecture is AMD64 else options.memleak_arm64
+    wanted = [c for c in checks.CHECKS if re.search(options.check, c.name) and (memleak or not c.memleak)]
     built = kernels.build(kernel, CACHE)
     print(f"# {kernel.label}: {built.release}", flush=True)
-    archive = guest.initramfs(files_for(built, programs, options.memleak, wanted))
+    archive = guest.initramfs(files_for(architecture, built, programs, memleak, wanted))
     by_name = {check.name: check for check in wanted}
     outputs, passed = {}, 0
-    results = guest.results(built.vmlinuz, archive, GUEST_SECONDS)
+    results = guest.results(architecture, built.vmlinuz, archive, GUEST_SECONDS)
     try:
         for name, status, output in results:
             outputs[name] = output
             complaint = by_name[name].complaint(status, output)
             passed += complaint is None
-            print(f"{kernel.label:5} {'ok    ' if complaint is None else 'FAILED'} {name}", flush=True)
+            print(f"{kernel.label:10} {'ok    ' if complaint is None else 'FAILED'} {name}", flush=True)
             if complaint:
                 print(f"      it {complaint}; it said:\n{indented(output)}", flush=True)
             elif options.show:
                 print(indented(output), flush=True)
     except guest.Died as death:
-        print(f"{kernel.label:5} FAILED {death}", flush=True)
+        print(f"{kernel.label:10} FAILED {death}", flush=True)
     finally:
         results.close()  # ends the virtual machine, whatever happened
     cells = [cell(outputs) for _, cell in checks.COLUMNS]
-    return [built.release, *cells, f"{passed} of {len(wanted)}"], len(wanted) - passed
+    return [built.release, architecture.name, *cells, f"{passed} of {len(wanted)}"], len(wanted) - passed
 
 
 def indented(text):
@@ -111,7 +112,7 @@ def indented(text):
 
 def table(rows):
     """A Markdown table that also reads well in a terminal."""
-    rows = [["kernel", *(title for title, _ in checks.COLUMNS), "checks passed"], *rows]
+    rows = [["kernel", "architecture", *(title for title, _ in checks.COLUMNS), "checks passed"], *rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
@@ -132,10 +133,13 @@ def main():
     labels = options.kernel or (kernels.FAST if options.fast else [kernel.label for kernel in kernels.KERNELS])
     rows, failures = [], 0
     try:
-        programs = compile_guest_programs()
+        programs = {}
         for kernel in kernels.KERNELS:
-            if kernel.label in labels:
-                row, failed = try_kernel(kernel, programs, options)
+            left_out = kernel.architecture is ARM64 and not options.memleak_arm64
+            if kernel.label in labels and not left_out:
+                if kernel.architecture not in programs:
+                    programs[kernel.architecture] = compile_guest_programs(kernel.architecture)
+                row, failed = try_kernel(kernel, programs[kernel.architecture], options)
                 rows.append(row)
                 failures += failed
         print("\n" + table(rows))

@@ -22,13 +22,18 @@ until_says() {
 # A process that ended but was not waited for yet is gone as well.
 says_or_gone() { grep -q "$2" "$1" || ! grep -q "^State:.[^ZX]" "/proc/$3/status"; }
 
-# attach PROGRAM OPTIONS...: start the program, trace it, let it leak and end; print the tracer's last report.
+# attach PROGRAM OPTIONS...: start the program, trace it, let it leak and end; print the tracer's last report. With $beside,
+# another tracer with those options is there first.
 attach() {
 	program=$1; shift
 	rm -f go said report notes; mkfifo go
 	$program wait <go >said & target=$!
 	exec 3>go
 	until_says said ready $target || return 1
+	if [ -n "$beside" ]; then
+		memleak -p $target $beside 3600 >other 2>&1 & other=$!
+		until_says other Attaching $other || { cat other; return 1; }
+	fi
 	memleak -v -p $target "$@" 3600 >report 2>notes & tracer=$!
 	if until_says report Attaching $tracer; then
 		echo >&3
@@ -36,6 +41,7 @@ attach() {
 	fi
 	exec 3>&-	# the program ends, if it has not already
 	wait $tracer; status=$?
+	[ -z "$beside" ] || wait $other
 	cat notes report
 	return $status
 }
@@ -63,7 +69,7 @@ trace_cache() {
 # trace_sleeper: trace the kernel while a process starts that stays.
 trace_sleeper() {
 	rm -f report notes
-	memleak -v -o 0 3600 >>report 2>notes & tracer=$!
+	memleak -v -o 0 3600s >>report 2>notes & tracer=$!
 	until_says report Attaching $tracer || { cat notes; return 1; }
 	sleep 1000 & sleeper=$!
 	until_true grep -q sleep /proc/$sleeper/comm
@@ -81,7 +87,7 @@ trace_verified() {
 # trace_page_cache MIB: trace the kernel while a file of that size is written to memory.
 trace_page_cache() {
 	rm -f report notes
-	memleak -v -o 0 --top 1000 3600 >>report 2>notes & tracer=$!
+	memleak -v -o 0 --top 1000 3600s >>report 2>notes & tracer=$!
 	until_says report Attaching $tracer || { cat notes; return 1; }
 	dd if=/dev/zero of=file bs=1M count="$1" 2>/dev/null
 	report_and_stop

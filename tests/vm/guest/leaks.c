@@ -3,10 +3,12 @@
  * "leaks wait" waits for a line on stdin before and after. */
 #define _GNU_SOURCE
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #define NOINLINE __attribute__((noinline, noclone))
 
@@ -79,6 +81,35 @@ NOINLINE static void *leak_in_thread(void *unused)
 	return unused;
 }
 
+static char *page;
+
+/* Makes the page what the code wants that has come here, and so lets it go on. */
+static void leak_in_handler(int signal)
+{
+	(void)signal;
+	keep(malloc(919));
+	if (mprotect(page, sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE))
+		abort();
+}
+
+static volatile char value = 1;
+
+/* Calls nothing, so that a processor with a link register has its return address there when the signal comes: not at its
+ * first instruction. */
+NOINLINE static void touch(volatile char *where)
+{
+	*where = value;
+}
+
+NOINLINE static void leak_by_signal(void)
+{
+	page = mmap(NULL, sysconf(_SC_PAGESIZE), PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (page == MAP_FAILED || signal(SIGSEGV, leak_in_handler) == SIG_ERR)
+		abort();
+	touch(page);
+	munmap(page, sysconf(_SC_PAGESIZE));
+}
+
 NOINLINE static void free_everything(void)
 {
 	for (int i = 1; i < 2000; i++) {
@@ -117,6 +148,7 @@ int main(int argc, char **argv)
 	leak_large();
 	leak_mapping();
 	leak_through_libc();
+	leak_by_signal();
 	if (pthread_create(&thread, NULL, leak_in_thread, NULL))
 		return 1;
 	pthread_join(thread, NULL);

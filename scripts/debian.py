@@ -1,5 +1,5 @@
 """Debian packages, fetched with a private apt and unpacked without being installed.
-Nothing here knows kernels or guests; no mirror is named: the host comes from the machine's own apt configuration."""
+Nothing here knows what they are for; no mirror is named: the host comes from the machine's own apt configuration."""
 
 import re
 import shutil
@@ -12,7 +12,7 @@ URI = re.compile(r"^(?:URIs:|deb(?:\s+\[[^\]]*\])?)\s+(\S+)", re.MULTILINE)
 
 
 class Unavailable(Exception):
-    """Something the matrix needs is not on this machine; the message says what to do."""
+    """Something that is needed is not on this machine; the message says what to do."""
 
 
 def run(command, **options):
@@ -36,11 +36,13 @@ def mirrors():
 
 
 class Archive:
-    """A few suites of Debian, with package lists and downloads of their own under `root`."""
+    """A few suites of Debian, with package lists and downloads of their own under `root`. A package of an architecture
+    other than the first is named with it: libc6:arm64."""
 
-    def __init__(self, root, suites):
+    def __init__(self, root, suites, architectures=("amd64",)):
         self.root = root.resolve()
         self.suites = suites
+        self.architectures = architectures
         self.updated = False
 
     def _apt(self, tool, *arguments, cwd=None):
@@ -53,7 +55,7 @@ class Archive:
             "Dir::Etc::sourceparts": none,
             "Dir::Etc::preferences": none,
             "Dir::Etc::preferencesparts": none,
-            "APT::Architecture": "amd64",
+            "APT::Architecture": self.architectures[0],
             "APT::Sandbox::User": "",
             "APT::Install-Recommends": "false",
             "Acquire::Languages": "none",
@@ -61,6 +63,7 @@ class Archive:
             "Debug::NoLocking": "true",
         }
         flags = [f"-o{name}={value}" for name, value in options.items()]
+        flags += [f"-oAPT::Architectures::={architecture}" for architecture in self.architectures]
         return run([tool, "-q", *flags, *arguments], cwd=cwd or self.root)
 
     def update(self):
@@ -85,7 +88,9 @@ class Archive:
         """The packages that this one depends on, newest version, first alternatives only."""
         text = self._apt("apt-cache", "depends", "--no-suggests", "--no-breaks", "--no-conflicts", "--no-replaces",
                          "--no-enhances", "--no-recommends", package)
-        return re.findall(r"^\s*(?:Pre)?Depends: (\S+)", text, re.MULTILINE)
+        names = re.findall(r"^\s*(?:Pre)?Depends: (\S+)", text, re.MULTILINE)
+        # a package for all architectures is asked for by its name alone
+        return [re.sub(r"^<(.+):\w+>$", r"\1", name) for name in names]
 
     def family(self, meta, pattern):
         """All that an (empty) metapackage depends on whose names match, however deep."""
@@ -97,15 +102,17 @@ class Archive:
                 ahead += self.depends(name)
         return found
 
-    def unpack(self, packages, target, closure=False):
-        """Unpack the packages (with `closure`: all that they need as well) into `target`, which is complete once it exists."""
+    def unpack(self, packages, target, closure=False, also=()):
+        """Unpack the packages (with `closure`: all that they need as well) and those in `also` into `target`, which is
+        complete once it exists."""
         if target.exists():
             return
         downloads = self.root / "cache/archives"
         if closure:
             self._apt("apt-get", "install", "--yes", "--download-only", *packages)
-        else:
-            self._apt("apt-get", "download", *packages, cwd=downloads)
+            packages = []
+        if packages or also:
+            self._apt("apt-get", "download", *packages, *also, cwd=downloads)
         partial = target.with_name(target.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         for folder in ("bin", "sbin", "lib", "lib64"):
