@@ -18,6 +18,8 @@ for task in "$@"; do
 		# programs that are traced, and valgrind for the truth of their figures
 		packages="$packages valgrind qemu-user-static g++ libc6-dbg bc bison cpio dc diffutils file findutils gawk git grep jq"
 		packages="$packages libcap2-bin m4 make perl python3 sed sqlite3 tar util-linux xz-utils"
+		# a module of Python's in C
+		packages="$packages python3-dev"
 		# servers under load, and servers whose workers are followed
 		packages="$packages nginx-light redis-server postgresql"
 		# readers of what is written: a browser, and Go's pprof

@@ -10,6 +10,7 @@ pub mod cli;
 pub mod debuginfo;
 pub mod discovery;
 pub mod files;
+pub mod languages;
 pub mod limits;
 pub mod man;
 pub mod model;

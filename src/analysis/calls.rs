@@ -178,6 +178,7 @@ mod tests {
 
     fn frame(name: Option<&str>, module: &str) -> Frame {
         Frame {
+            language: None,
             address: 0x1000,
             module: Some(Arc::new(Module {
                 path: PathBuf::from(module),

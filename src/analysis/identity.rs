@@ -34,6 +34,13 @@ pub fn identity(class: Class, frames: Option<&[Frame]>, precision: Precision) ->
             }
             (None, _) => push_offset(&mut identity, frame),
         }
+        if let (Some(_), Some(function), Precision::Function) =
+            (frame.language, &frame.function, precision)
+            && let Some(place) = &function.location
+        {
+            // every file has a function called <module>
+            let _ = write!(identity, " {}", place.file.display());
+        }
         identity.push('\t');
         if let Some(module) = &frame.module {
             identity.push_str(&module.name());
@@ -107,7 +114,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::model::report::{Location, Module};
+    use crate::model::report::{Language, Location, Module};
 
     fn frame(address: u64, name: Option<&str>, module: &str, line: u32) -> Frame {
         let location = Some(Location {
@@ -126,6 +133,7 @@ mod tests {
                 location,
             }),
             function_offset: address & 0xf,
+            language: None,
             inlined: Vec::new(),
         }
     }
@@ -158,6 +166,20 @@ mod tests {
             frame(0x1000, Some("f"), "/a/y.so", 1),
             Precision::Function
         ));
+    }
+
+    #[test]
+    fn interpreted_functions_of_a_name_are_told_apart_by_their_files() {
+        let of = |file: &str| {
+            let mut frame = frame(0, Some("<module>"), "[python]", 1);
+            frame.language = Some(Language::Python);
+            if let Some(place) = frame.function.as_mut().and_then(|of| of.location.as_mut()) {
+                place.file = file.into();
+            }
+            frame
+        };
+        assert!(same(of("a.py"), of("a.py"), Precision::Function));
+        assert!(!same(of("a.py"), of("b.py"), Precision::Function));
     }
 
     #[test]

@@ -7,6 +7,7 @@
 #define CONFIG_BPF_H
 
 #include "core_types.bpf.h"
+#include "interpreter.h"
 #include "memleak.h"
 #include "unwind.h"
 
@@ -60,6 +61,9 @@ const volatile __u32 max_stack_depth = MAX_STACK_DEPTH;
 
 /* Unwind with the tables of the traced processes; otherwise by frame pointers alone. */
 const volatile bool unwind_with_tables = false;
+
+/* Name the frames that interpreters run; takes tables. */
+const volatile bool walk_interpreters = false;
 
 /* The kernel has bpf_find_vma (Linux 5.17). */
 const volatile bool can_find_mappings = false;
@@ -119,6 +123,9 @@ volatile __u32 epoch = 0;
 /* How often the tracer has changed what it says of processes' mappings: what was cached before is stale. */
 volatile __u32 unwind_changes = 0;
 
+/* How many pieces of interpreted code have ended. */
+volatile __u32 code_ends = 0;
+
 /* Processes that the only traced one has started. */
 __u64 children_started = 0;
 
@@ -126,6 +133,9 @@ struct lost lost = {};
 
 /* Stacks that end before their outermost frame, by enum stack_end. */
 __u64 stacks_cut[STACK_ENDS] = {};
+
+/* Stacks that lack frames that an interpreter runs, by enum interpreted_loss. */
+__u64 interpreted_lost[INTERPRETED_LOSSES] = {};
 
 #define count_lost(what) __sync_fetch_and_add(&lost.what, 1)
 

@@ -186,6 +186,12 @@ struct signal_struct {
 	atomic_t live; /* threads */
 };
 
+#if defined(__TARGET_ARCH_x86)
+struct thread_struct {
+	unsigned long fsbase;
+};
+#endif
+
 struct task_struct {
 	void *stack;
 	struct mm_struct *mm;
@@ -199,6 +205,9 @@ struct task_struct {
 	unsigned long sas_ss_sp; /* the alternate stack for signal handlers */
 	unsigned long sas_ss_size;
 	char comm[16];
+#if defined(__TARGET_ARCH_x86)
+	struct thread_struct thread;
+#endif
 };
 
 struct kmem_cache {

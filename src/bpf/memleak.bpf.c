@@ -128,6 +128,15 @@ int code_change(struct pt_regs *ctx)
 	return 0;
 }
 
+/* In the function with which an interpreter ends a piece of code: its address may be another's from now on.
+ */
+SEC("uprobe")
+int code_end(struct pt_regs *ctx)
+{
+	__sync_fetch_and_add(&code_ends, 1);
+	return 0;
+}
+
 /* Empty ones, to measure what the kernel takes to run any. The cookie says whether to trap the return. */
 SEC("uprobe.session")
 int empty_session(struct pt_regs *ctx)

@@ -74,6 +74,16 @@ static __always_inline struct task_struct *current_task(void)
 	return has_task_storage ? bpf_get_current_task_btf() : (struct task_struct *)bpf_get_current_task();
 }
 
+/* Where a task's own data lie, as its C library finds them. */
+static __always_inline __u64 thread_pointer(struct task_struct *task)
+{
+#if defined(__TARGET_ARCH_x86)
+	return has_task_storage ? task->thread.fsbase : BPF_CORE_READ(task, thread.fsbase);
+#else
+	return 0;
+#endif
+}
+
 /* The current task's process, in the numbers that memleak and its user know. */
 static __always_inline __u32 tgid_of(struct task_struct *task)
 {

@@ -6,6 +6,7 @@
 #ifndef UNWIND_H
 #define UNWIND_H
 
+#include "interpreter.h"
 #include "memleak.h"
 
 /* Rows in a block, rules in the dictionary: 16 bits' worth, so that an index is bounded by its mask. */
@@ -40,8 +41,9 @@ struct unwind_mapping {
 	__u64 begin;
 	__u64 end;
 	__u64 bias;
-	__u32 page_bias; /* add to a file address >> 16 for the key in `unwind_pages` */
-	__u32 code;	 /* enum unwind_code */
+	__u32 page_bias;   /* add to a file address >> 16 for the key in `unwind_pages` */
+	__u16 code;	   /* enum unwind_code */
+	__u16 interpreter; /* the file's row in `interpreters`; 0: it has none */
 };
 
 /* The executable mappings of a process at one time. */
@@ -85,7 +87,8 @@ struct unwind_segment {
 /* Value of `unwind_files`: a file that the tracer has read. */
 struct unwind_file {
 	__u32 count;
-	__u32 unreadable; /* its table can't be had, so it is not worth waiting for */
+	__u16 unreadable;  /* its table can't be had, so it is not worth waiting for */
+	__u16 interpreter; /* its row in `interpreters`; 0: it has none */
 	struct unwind_segment segments[UNWIND_FILE_SEGMENTS];
 };
 
@@ -119,6 +122,7 @@ struct deferred_walk {
 	__u32 tgid;
 	__u32 readable;	     /* bit by bit, the pages that could be read: a frame can have untouched ones */
 	struct stack walked; /* up to that frame */
+	struct interpreted interpreted; /* what is to be merged from there on */
 };
 
 /* The most pages that follow, each of 4096 bytes on any machine. */

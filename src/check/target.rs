@@ -155,14 +155,14 @@ fn runtimes(candidates: &[Candidate]) -> Vec<Fact> {
 
 fn stacks(candidates: &[Candidate]) -> Fact {
     let open = |candidate: &Candidate| candidate.open().ok()?.file().try_clone().ok();
-    let tables: Vec<_> = candidates
+    let code: Vec<_> = candidates
         .chunks(OPEN_FILES)
-        .flat_map(|some| reader::tables(some.iter().map(open).collect(), &mut |_, _: Duration| {}))
+        .flat_map(|some| reader::code(some.iter().map(open).collect(), &mut |_, _: Duration| {}))
         .collect();
     let without: Vec<&PathBuf> = candidates
         .iter()
-        .zip(&tables)
-        .filter(|(_, table)| table.is_none())
+        .zip(&code)
+        .filter(|(_, code)| code.table.is_none())
         .map(|(candidate, _)| &candidate.shown)
         .collect();
     let count = candidates.len();

@@ -148,6 +148,10 @@ pub struct Arguments {
     #[arg(long, help_heading = "Stacks")]
     pub no_inlines: bool,
 
+    /// Leave out an interpreter's own native frames where the frames that it runs are shown
+    #[arg(long, help_heading = "Stacks")]
+    pub hide_interpreter: bool,
+
     /// Where names come from.
     #[command(flatten)]
     pub naming: NamingArguments,

@@ -152,6 +152,12 @@ losses! {
         cause: "They came in an interrupt of memleak's own program",
         advice: "some allocations or frees are missing", hides_frees: true
     }
+    /// Stacks without some of the frames that an interpreter runs: its native ones stand there.
+    interpreted {
+        one: "stack", many: "stacks", fate: "without some of the interpreter's frames",
+        cause: "What the interpreter keeps of its frames could not be followed",
+        advice: "its native frames are shown instead", hides_frees: false
+    }
     /// Files of which not all is known, because reading them took too much or ended the process that did it.
     files {
         one: "file", many: "files", fate: "not read to their end",

@@ -2,7 +2,9 @@
 //! Data only: ranking lives in `analysis`, naming in `symbolize`, formatting in `output`.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
+
+use serde::{Deserialize, Serialize};
 
 use crate::model::losses::Losses;
 use crate::model::snapshot::{Allocation, Class, WallTime};
@@ -44,6 +46,46 @@ pub struct Function {
     pub location: Option<Location>,
 }
 
+/// A language that an interpreter runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Language {
+    /// CPython's.
+    Python,
+}
+
+impl Language {
+    /// All of them.
+    pub const ALL: [Language; 1] = [Language::Python];
+
+    /// The name used in outputs.
+    pub fn name(self) -> &'static str {
+        match self {
+            Language::Python => "python",
+        }
+    }
+
+    /// The language of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|language| language.name() == name)
+    }
+
+    /// What stands for an object with its code.
+    pub fn module(self) -> Arc<Module> {
+        static PYTHON: LazyLock<Arc<Module>> = LazyLock::new(|| {
+            Arc::new(Module {
+                path: "[python]".into(),
+                build_id: None,
+            })
+        });
+        match self {
+            Language::Python => Arc::clone(&PYTHON),
+        }
+    }
+}
+
 /// One return address of a stack, with what is known about it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Frame {
@@ -57,6 +99,8 @@ pub struct Frame {
     pub function: Option<Function>,
     /// Bytes from the function's first to the return address.
     pub function_offset: u64,
+    /// The language that the function is written in, where an interpreter runs it: then there is no address.
+    pub language: Option<Language>,
     /// Functions inlined at the call site, innermost first.
     pub inlined: Vec<Function>,
 }
@@ -160,5 +204,19 @@ impl Report {
             .processes
             .binary_search_by_key(&tgid, |process| process.tgid);
         found.ok().map(|at| self.processes[at].name.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn languages_are_known_by_their_names() {
+        for language in Language::ALL {
+            assert_eq!(Language::named(language.name()), Some(language));
+            assert_eq!(language.module().name(), format!("[{}]", language.name()));
+        }
+        assert_eq!(Language::named("cobol"), None);
     }
 }

@@ -105,6 +105,8 @@ pub struct Reporting {
     pub tids: Vec<u32>,
     /// Which stacks to show.
     pub selection: Selection,
+    /// Whether an interpreter's native frames are left out where the frames that it runs are shown.
+    pub hide_interpreter: bool,
     /// Whether pages of processes and files are shown in kernel mode.
     pub user_pages: bool,
 }
@@ -470,6 +472,7 @@ fn validate_reporting(arguments: &Arguments) -> Result<Reporting, String> {
             module: glob(&arguments.module),
             cache: glob(&arguments.cache),
         },
+        hide_interpreter: arguments.hide_interpreter,
         user_pages: arguments.user_pages,
     })
 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 
-use crate::model::report::{Entry, Frame, Report};
+use crate::model::report::{Entry, Frame, Function, Report};
 use crate::visible;
 
 /// Writes the report's stacks, sorted; equal ones (of several classes) are summed. Where there can be several
@@ -61,9 +61,24 @@ pub fn frame_names(frame: &Frame) -> Vec<String> {
         .iter()
         .rev()
         .map(|function| function.name.clone());
-    std::iter::once(function.name.clone())
-        .chain(inlined)
-        .collect()
+    let own = match frame.language {
+        Some(_) => with_place(function),
+        None => function.name.clone(),
+    };
+    std::iter::once(own).chain(inlined).collect()
+}
+
+/// A function with its file and line, as profilers of interpreted languages write it: many files have one of this name.
+fn with_place(function: &Function) -> String {
+    let Some(place) = &function.location else {
+        return function.name.clone();
+    };
+    let file = place.file.file_name().unwrap_or(place.file.as_os_str());
+    let file = file.to_string_lossy();
+    match place.line {
+        Some(line) => format!("{} ({file}:{line})", function.name),
+        None => format!("{} ({file})", function.name),
+    }
 }
 
 fn unnamed(frame: &Frame) -> String {

@@ -13,7 +13,7 @@ use crate::analysis::gate::Tripped;
 use crate::analysis::growth::Growth;
 use crate::analysis::identity::{self, Precision};
 use crate::model::losses::Losses;
-use crate::model::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry};
+use crate::model::report::{Entry, Frame, Function, Language, ListedAllocation, ProcessEntry};
 use crate::model::run::Header;
 use crate::model::snapshot::{Allocation, WallTime};
 use crate::visible::{Spelling, Visible};
@@ -158,6 +158,8 @@ struct FramePart<'a> {
     file_offset: Option<String>,
     #[serde(flatten)]
     function: Option<FunctionPart<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    language: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     symbol_offset: Option<u64>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -349,7 +351,9 @@ fn frame_part(frame: &Frame) -> FramePart<'_> {
             .map(digits),
         file_offset: frame.file_offset.map(hex),
         function: frame.function.as_ref().map(function_part),
-        symbol_offset: frame.function.is_some().then_some(frame.function_offset),
+        language: frame.language.map(Language::name),
+        symbol_offset: (frame.function.is_some() && frame.language.is_none())
+            .then_some(frame.function_offset),
         inlined: frame.inlined.iter().map(function_part).collect(),
     }
 }

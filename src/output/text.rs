@@ -156,12 +156,13 @@ fn write_frame(frame: &Frame, strong: Option<usize>, out: &mut impl Emphasis) ->
     out.embolden(strong == Some(frame.inlined.len()))?;
     write!(out, "\t\t0x{address:016x}\t")?;
     match &frame.function {
-        Some(function) => write!(
-            out,
-            "{}+0x{:x}",
-            visible::line(&function.name),
-            frame.function_offset
-        )?,
+        Some(function) => {
+            write!(out, "{}", visible::line(&function.name))?;
+            // where it is in interpreted code, its line says
+            if frame.language.is_none() {
+                write!(out, "+0x{:x}", frame.function_offset)?;
+            }
+        }
         None => write!(out, "[unknown]")?,
     }
     if let Some(module) = &frame.module {

@@ -17,6 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::wire::{Answer, Request};
 use super::{FileKey, sandbox, wire};
 use crate::debuginfo::{self, Namer};
+use crate::languages;
 use crate::limits;
 use crate::probes;
 use crate::unwind;
@@ -97,10 +98,13 @@ impl Reader {
                     .first()
                     .and_then(|file| debuginfo::checksum(file).ok()),
             ),
-            Request::Table => Answer::Table(match map(&files, 0) {
-                Some(data) => unwind::build(&*data).map_err(|error| error.to_string()),
-                None => Err("it can't be mapped".into()),
-            }),
+            Request::Code => match map(&files, 0) {
+                Some(data) => Answer::Code(
+                    unwind::build(&*data).map_err(|error| error.to_string()),
+                    languages::find(&data).map(|found| found.map(Box::new)),
+                ),
+                None => Answer::Code(Err("it can't be mapped".into()), Ok(None)),
+            },
             Request::Functions(question) => Answer::Functions(match map(&files, 0) {
                 Some(data) => {
                     let debug = map(&files, 1);

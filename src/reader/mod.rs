@@ -14,6 +14,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::debuginfo::{Facts, NamedPlace, Places};
+use crate::languages::Interpreter;
 use crate::limits;
 use crate::probes::{Inspection, Question};
 use crate::unwind::Table;
@@ -83,22 +84,43 @@ pub fn checksum(file: &impl AsFd) -> Option<u32> {
     }
 }
 
-/// The unwind rows of files, none for one that has none. `tick` is called every few milliseconds, and told how many
-/// files are done and how long that took.
-pub fn tables<F: Into<OwnedFd>>(
+/// What is known of a file's code.
+#[derive(Debug, Default)]
+pub struct KnownCode {
+    /// Its unwind rows; none if it has none.
+    pub table: Option<Table>,
+    /// The interpreter that it holds.
+    pub interpreter: Option<Interpreter>,
+    /// Why the frames of its interpreter are not followed, and which that is.
+    pub refused: Option<String>,
+}
+
+/// Characters of a reason why an interpreter is not followed.
+const LONGEST_REASON: usize = 200;
+
+/// The unwind rows of files, and their interpreters. `tick` is called every few milliseconds, and told how many files are
+/// done and how long that took.
+pub fn code<F: Into<OwnedFd>>(
     files: Vec<Option<F>>,
     tick: &mut dyn FnMut(usize, Duration),
-) -> Vec<Option<Table>> {
+) -> Vec<KnownCode> {
     let jobs = files
         .into_iter()
-        .map(|file| Job::new(Request::Table, vec![file?.into()]).ok())
+        .map(|file| Job::new(Request::Code, vec![file?.into()]).ok())
         .collect();
     let answers = with_pool(|pool| pool.run(jobs, tick));
-    let tables = answers.into_iter().map(|answer| match answer {
-        Some(Answer::Table(table)) => table.ok().filter(Table::is_sound),
-        _ => None,
+    let known = answers.into_iter().map(|answer| match answer {
+        Some(Answer::Code(table, interpreter)) => KnownCode {
+            table: table.ok().filter(Table::is_sound),
+            refused: interpreter
+                .as_ref()
+                .err()
+                .map(|why| why.chars().take(LONGEST_REASON).collect()),
+            interpreter: interpreter.ok().flatten().map(|found| *found),
+        },
+        _ => KnownCode::default(),
     });
-    tables.collect()
+    known.collect()
 }
 
 /// Which functions an object has that are to be probed, and where. `debug` has symbols that it lacks.

@@ -290,7 +290,7 @@ impl Pool {
         };
         let cost = match &job.request {
             _ if simpler => "its debug information is not used",
-            Request::Table => "stacks through it may end early",
+            Request::Code => "stacks through it may end early",
             Request::Functions(_) => "what it allocates is not seen",
             _ => "its functions have no names",
         };

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::debuginfo::{Facts, NamedPlace, Places};
+use crate::languages::Interpreter;
 use crate::limits;
 use crate::probes::{Inspection, Question};
 use crate::unwind;
@@ -26,8 +27,8 @@ pub enum Request {
     Facts,
     /// The CRC of all bytes: [`Answer::Checksum`].
     Checksum,
-    /// Its unwind rows: [`Answer::Table`].
-    Table,
+    /// Its unwind rows, and the interpreter that it holds: [`Answer::Code`].
+    Code,
     /// Which functions it has that are to be probed, and where: [`Answer::Functions`]. A second file has its symbols.
     Functions(Question),
     /// What is at places of its code: [`Answer::Names`]. Other files have its debug information.
@@ -43,8 +44,11 @@ pub enum Answer {
     Facts(Option<Facts>),
     /// None if it can't be read.
     Checksum(Option<u32>),
-    /// Or why there are none.
-    Table(Result<unwind::Table, String>),
+    /// Unwind rows, or why there are none; the interpreter, if it has one, or why it is not followed.
+    Code(
+        Result<unwind::Table, String>,
+        Result<Option<Box<Interpreter>>, String>,
+    ),
     /// Or why it can't be read.
     Functions(Result<Inspection, String>),
     /// For each place, what is known of it.

@@ -315,6 +315,7 @@ impl LogBuilder {
             module: symbol.module.map(|name| self.module(name)),
             function: symbol.name.map(|name| Function { name, location }),
             function_offset: symbol.offset,
+            language: None,
             inlined: std::mem::take(&mut self.inlined),
             file_offset: None,
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 
 use super::wire;
-use crate::model::report::{Frame, Function, Location, Module};
+use crate::model::report::{Frame, Function, Language, Location, Module};
 use crate::model::run::{
     Figure, Header, Headroom, Host, Limit, Reason, Recording, SnapshotRecord, Source, StackRecord,
     Target, TargetKind,
@@ -213,6 +213,8 @@ impl Reader {
             file_offset: part.file_offset.map(|offset| offset.0),
             function: part.symbol.map(|name| function(name, part.file, part.line)),
             function_offset: part.symbol_offset,
+            // a language that is yet to come is read as far as it is known
+            language: part.language.as_deref().and_then(Language::named),
             inlined: part
                 .inlined
                 .into_iter()

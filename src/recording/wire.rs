@@ -119,6 +119,9 @@ pub struct FramePart {
     pub module: Option<u32>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub file_offset: Option<Hex>,
+    /// The language that an interpreter runs, in lower case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub language: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub symbol: Option<String>,
     #[serde(default, skip_serializing_if = "is_zero")]

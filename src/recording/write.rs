@@ -96,6 +96,7 @@ impl<W: Write> Writer<W> {
             address: Hex(frame.address),
             module,
             file_offset: frame.file_offset.map(Hex),
+            language: frame.language.map(|language| language.name().to_owned()),
             symbol: frame
                 .function
                 .as_ref()

@@ -41,6 +41,10 @@ impl Session<'_> {
             self.unwinding
                 .watch_linker(&mut self.tracer, candidates, only);
         }
+        if let Some(pid) = only {
+            self.unwinding
+                .watch_code_ends(&mut self.tracer, &self.mappings, candidates, pid);
+        }
         let found = self.add_present(target)?;
         self.tell_unwinder()?;
         if target.is_finite() {

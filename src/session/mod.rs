@@ -3,6 +3,7 @@
 
 mod arming;
 mod choice;
+mod interpreters;
 mod interrupts;
 mod kernel;
 mod lines;
@@ -40,6 +41,7 @@ use crate::stderr::say;
 use crate::symbolize::Symbolizer;
 use crate::tracer::{self, Config, ProcessFilter, Single, Storage, Tracer};
 use choice::Chosen;
+use interpreters::Interpreters;
 use interrupts::Interrupts;
 use outputs::Outputs;
 use overhead::Overhead;
@@ -108,6 +110,7 @@ pub fn run(options: &Options) -> Result<u8> {
         chosen,
         probing: Probing::new(options),
         unwinding: Unwinding::default(),
+        interpreters: Interpreters::default(),
         symbolizer,
         lost_mappings: 0,
         is_ending: false,
@@ -180,6 +183,7 @@ struct Session<'a> {
     chosen: Chosen,
     probing: Probing<'a>,
     unwinding: Unwinding,
+    interpreters: Interpreters,
     symbolizer: Symbolizer,
     lost_mappings: u64,
     /// Why there was nothing to probe in the first program; who comes later may have something.
@@ -376,6 +380,7 @@ impl Session<'_> {
             self.unwinding
                 .refresh(&mut self.tracer, &mut self.mappings, pid)?;
         }
+        self.interpreters.tell(&mut self.tracer);
         Ok(())
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt as _;
 
 use crate::discovery::ObjectPlan;
+use crate::files::Opened;
 use crate::probes::{Probe, is_patched};
 use crate::process::{Mappings, maps_file_at, memory_of, name};
 use crate::stderr::say;
@@ -54,12 +55,34 @@ pub fn leave_out(object: &mut ObjectPlan, mappings: &Mappings, pids: &[u32]) {
     }
 }
 
+/// Bytes of a function's beginning that inline hooks replace at the most.
+const BEGINNING: usize = 16;
+
+/// Whether a process has changed in its memory the beginning of the function at an offset of a file.
+pub fn is_changed(file: &Opened, offset: u64, mappings: &Mappings, pid: u32) -> bool {
+    let Ok(memory) = memory_of(pid) else {
+        return false;
+    };
+    let copies = mappings.copies(pid, file.identity);
+    let mut addresses = copies.iter().filter_map(|mapping| {
+        let address = mapping
+            .range
+            .start
+            .checked_add(offset.checked_sub(mapping.offset)?)?;
+        (address < mapping.range.end).then_some(address)
+    });
+    addresses.any(|address| differ(file.file(), &memory, (offset, address), BEGINNING))
+}
+
 /// Whether a function's beginning is another in memory than in the file. What can't be read is not told apart.
 fn differs(file: &File, memory: &File, probe: &Probe, address: u64) -> bool {
     let length = usize::try_from(probe.compared_bytes()).unwrap_or(0);
+    differ(file, memory, (probe.function_offset, address), length)
+}
+
+fn differ(file: &File, memory: &File, (offset, address): (u64, u64), length: usize) -> bool {
     let (mut expected, mut found) = (vec![0; length], vec![0; length]);
-    file.read_exact_at(&mut expected, probe.function_offset)
-        .is_ok()
+    file.read_exact_at(&mut expected, offset).is_ok()
         && memory.read_exact_at(&mut found, address).is_ok()
         && is_patched(&expected, &found)
 }

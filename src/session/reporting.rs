@@ -11,16 +11,17 @@ use super::outputs::Occasion;
 use super::probing::Scope;
 use super::processes::Keepers;
 use super::reporter::Names;
-use super::{End, Session, monotonic_ns, silence, unwinding, wall_time};
+use super::{End, Session, interpreters, monotonic_ns, silence, unwinding, wall_time};
 use crate::analysis::select::Selection;
-use crate::model::report::Frame;
+use crate::languages::InterpretedFrame;
+use crate::model::report::{Frame, Language};
 use crate::model::run::Reason;
-use crate::model::snapshot::{Snapshot, StackId, Usage};
+use crate::model::snapshot::{Snapshot, Stack, StackId, Usage};
 use crate::process::Mappings;
 use crate::reader;
 use crate::stderr::say;
 use crate::symbolize::Symbolizer;
-use crate::tracer::{Filter, Tracer};
+use crate::tracer::{Filter, NamedFrame, Tracer};
 
 /// Intervals in a row that the overhead may be above the user's limit, with this one the last.
 const MAX_EXPENSIVE: u32 = 2;
@@ -39,6 +40,7 @@ impl Session<'_> {
         }
         let losses = self.tracer.losses();
         unwinding::describe_cut(&self.tracer, &losses.cut);
+        interpreters::describe_lost(&self.tracer);
         let calls = losses.calls;
         if self.options.trace {
             say!("{calls} calls were dropped from the trace");
@@ -107,6 +109,7 @@ impl Session<'_> {
             mappings: &self.mappings,
             symbolizer: &mut self.symbolizer,
             now_ns,
+            hide_interpreters: self.options.reporting.hide_interpreter,
         };
         names.select(&mut snapshot, &self.options.reporting.selection)?;
         let occasion = Occasion {
@@ -211,6 +214,8 @@ struct ProcessNames<'a, 'obj> {
     mappings: &'a Mappings,
     symbolizer: &'a mut Symbolizer,
     now_ns: u64,
+    /// Whether frames of interpreters are left out where those are shown that they run.
+    hide_interpreters: bool,
 }
 
 impl ProcessNames<'_, '_> {
@@ -231,15 +236,56 @@ impl ProcessNames<'_, '_> {
     }
 }
 
+impl ProcessNames<'_, '_> {
+    /// A frame that an interpreter runs.
+    fn interpreted(&mut self, word: u64) -> Result<Option<Frame>> {
+        let Some(frame) = InterpretedFrame::from_word(word) else {
+            return Ok(None);
+        };
+        let NamedFrame { language, function } = self.tracer.name_interpreted(frame)?;
+        Ok(Some(Frame {
+            module: language.map(Language::module),
+            function,
+            language,
+            ..Frame::default()
+        }))
+    }
+
+    /// Whether the code at a return address is an interpreter's own.
+    fn is_interpreters(&self, pid: u32, address: u64, at_ns: u64) -> bool {
+        let mapping = self.mappings.find(pid, address.saturating_sub(1), at_ns);
+        mapping
+            .and_then(|mapping| mapping.object.identity())
+            .is_some_and(|file| self.tracer.is_interpreter(file))
+    }
+}
+
 impl Names for ProcessNames<'_, '_> {
     fn frames(&mut self, usage: &Usage) -> Result<Option<Vec<Frame>>> {
         // code may since have been replaced at the stack's addresses
         let at_ns = self.now_ns.saturating_sub(usage.oldest_ns.unwrap_or(0));
-        let stack = self.tracer.stack(usage.stack)?;
-        Ok(stack.map(|stack| {
-            self.symbolizer
-                .frames(self.mappings, usage.tgid, &stack, at_ns)
-        }))
+        let Some(stack) = self.tracer.stack(usage.stack)? else {
+            return Ok(None);
+        };
+        let is_interpreted = |word: u64| InterpretedFrame::from_word(word).is_some();
+        let hide = self.hide_interpreters && stack.iter().any(|word| is_interpreted(*word));
+        let mut frames = Vec::new();
+        for part in stack.chunk_by(|one, next| is_interpreted(*one) == is_interpreted(*next)) {
+            if is_interpreted(part[0]) {
+                for word in part {
+                    frames.extend(self.interpreted(*word)?);
+                }
+                continue;
+            }
+            let wanted =
+                |address: &&u64| !(hide && self.is_interpreters(usage.tgid, **address, at_ns));
+            let part: Stack = part.iter().filter(wanted).copied().collect();
+            frames.extend(
+                self.symbolizer
+                    .frames(self.mappings, usage.tgid, &part, at_ns),
+            );
+        }
+        Ok(Some(frames))
     }
 
     fn allocator(&mut self, stack: StackId) -> Result<Option<Arc<str>>> {

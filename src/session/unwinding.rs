@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use anyhow::Result;
 
+use super::patched;
 use crate::discovery::{Candidate, debug_hook};
 use crate::files::Kept;
 use crate::model::losses::CutStacks;
@@ -66,6 +67,28 @@ impl Unwinding {
             && pid.is_none_or(|pid| Process::open(pid).is_ok())
         {
             say!("warning: libraries that take the place of others are noticed late: {error:#}");
+        }
+    }
+
+    /// Watches where interpreters among `candidates` end code, in the one process that is traced. Without it the programs
+    /// look at all code each time, which takes longer.
+    pub fn watch_code_ends(
+        &self,
+        tracer: &mut Tracer<'_>,
+        mappings: &Mappings,
+        candidates: &[Candidate],
+        pid: u32,
+    ) {
+        for candidate in candidates {
+            let Ok(file) = candidate.open() else {
+                continue;
+            };
+            if let Some(offset) = tracer.code_end(file.identity)
+                && !patched::is_changed(&file, offset, mappings, pid)
+            {
+                // a process can have ended meanwhile
+                let _ = tracer.watch_code_ends(file.identity, &file.path(), pid);
+            }
         }
     }
 

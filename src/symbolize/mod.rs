@@ -247,6 +247,7 @@ impl Symbolizer {
             file_offset: known.has_file.then(|| mapping.file_offset(address)),
             function: place.function,
             function_offset: place.offset,
+            language: None,
             inlined: place.inlined,
         };
         match frame.function {

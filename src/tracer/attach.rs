@@ -40,6 +40,22 @@ pub fn attach_threads(programs: &MemleakProgs<'_>) -> Result<[Link; 3]> {
     ])
 }
 
+/// Watches the function of a file with which an interpreter ends code, by its offset in bytes, in a process.
+///
+/// # Errors
+/// Fails when the kernel refuses.
+pub fn attach_code_end(
+    programs: &MemleakProgs<'_>,
+    pid: u32,
+    file: &Path,
+    offset: u64,
+) -> Result<Link> {
+    programs
+        .code_end
+        .attach_uprobe(false, i32::try_from(pid)?, file, usize::try_from(offset)?)
+        .with_context(|| format!("failed to watch the interpreter {}", file.display()))
+}
+
 /// Watches a dynamic linker, at the offset in its file of the function that it calls for debuggers' sake, in the process
 /// `pid`, or, without one, in every process.
 ///
@@ -158,7 +174,7 @@ pub fn uses(attachment: Attachment, program: &str) -> bool {
     match attachment {
         _ if matches!(
             program,
-            "thread_exit" | "signal_deliver" | "code_change" | "program_begins"
+            "thread_exit" | "signal_deliver" | "code_change" | "code_end" | "program_begins"
         ) =>
         {
             true

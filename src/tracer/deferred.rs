@@ -8,6 +8,13 @@ use crate::model::losses::CutStacks;
 use crate::model::snapshot::StackId;
 use crate::unwind::{End, Frame, Link, Rule, step};
 
+/// What words of a stack have that are no addresses: INTERPRETED_FRAME of src/bpf/interpreter.h.
+const INTERPRETED_FRAME: u64 = 1 << 63;
+/// In place of a mark: the frame is known by its code.
+const MARK_BY_CODE: u64 = 0;
+/// No frame of an evaluation loop is left.
+const NO_MARK: u64 = u64::MAX;
+
 /// Bytes of a page of stack memory, as the programs send it on any machine.
 const PAGE_BYTES: usize = 4096;
 
@@ -22,6 +29,7 @@ pub struct DeferredWalk {
     frame: Frame,
     hash: u64,
     walked: types::stack,
+    interpreted: types::interpreted,
     memory_begin: u64,
     /// Bit by bit, the pages of `memory` that could be read.
     readable: u32,
@@ -58,6 +66,7 @@ impl DeferredWalk {
             },
             hash: event.hash,
             walked: event.walked,
+            interpreted: event.interpreted,
             memory_begin: event.sp & !(PAGE_BYTES as u64 - 1),
             readable: event.readable,
             memory: memory
@@ -91,12 +100,66 @@ impl DeferredWalk {
             }
             *address = self.frame.pc;
             self.walked.depth += 1;
+            self.interpreted.hash_before = [self.hash, self.interpreted.hash_before[0]];
             self.hash = hash_address(self.hash ^ u64::from(table), self.frame.pc);
+            let left = self.frame;
             match step(&self.frame, rule, |address| self.word(address)) {
                 Ok(frame) => self.frame = frame,
                 Err(end) => return WalkEnd::At(end),
             }
+            if self.is_next_loop(&left) && !self.merge(max_depth) {
+                return WalkEnd::Depth;
+            }
         }
+    }
+
+    /// Whether the frame that was left just now is that of the interpreter's next evaluation loop; `is_next_loop` of
+    /// src/bpf/interpreted.bpf.h.
+    fn is_next_loop(&mut self, left: &Frame) -> bool {
+        let interpreted = &mut self.interpreted;
+        let code = interpreted.loop_begin.iter().zip(interpreted.loop_size);
+        let is_loop = code
+            .into_iter()
+            .any(|(begin, size)| left.pc.wrapping_sub(*begin) < size);
+        let is_next = match interpreted.mark {
+            NO_MARK => false,
+            MARK_BY_CODE => is_loop,
+            mark => (left.sp..self.frame.sp).contains(&mark),
+        };
+        if is_loop && !is_next {
+            interpreted.lost = 1;
+        }
+        is_next
+    }
+
+    /// Puts the frames that the loop runs in its native frame's place, which was added last; tells whether there was room.
+    fn merge(&mut self, max_depth: usize) -> bool {
+        let interpreted = &mut self.interpreted;
+        let words = &interpreted.words[..(interpreted.count as usize).min(interpreted.words.len())];
+        let rest = words.get(interpreted.next as usize..).unwrap_or_default();
+        let count = rest
+            .iter()
+            .take_while(|word| **word & INTERPRETED_FRAME != 0)
+            .count();
+        let (frames, behind) = rest.split_at(count);
+        // one that runs nothing that is to be seen stays what it is
+        if count > 0 {
+            let replaced = 1 + u32::from(interpreted.tail_calls != 0 && self.walked.depth > 1);
+            self.walked.depth -= replaced;
+            self.hash = interpreted.hash_before[replaced as usize - 1];
+        }
+        for word in frames {
+            let depth = self.walked.depth as usize;
+            match self.walked.addresses[..].get_mut(depth) {
+                Some(address) if depth < max_depth => *address = *word,
+                _ => return false,
+            }
+            self.walked.depth += 1;
+            self.hash = hash_address(self.hash, *word);
+        }
+        interpreted.mark = behind.first().copied().unwrap_or(NO_MARK);
+        interpreted.next += count as u32 + 1;
+        true
     }
 }
 
@@ -120,6 +183,7 @@ pub struct FinishedStacks {
     identities: HashMap<StackId, Identity>,
     stacks: HashMap<StackId, types::stack>,
     cut: CutStacks,
+    interpreted_lost: u64,
 }
 
 impl FinishedStacks {
@@ -130,7 +194,10 @@ impl FinishedStacks {
         max_depth: usize,
         rule_at: impl FnMut(u64) -> Found,
     ) {
-        match walk.walk(max_depth, rule_at) {
+        let was_lost = u64::from(walk.interpreted.lost);
+        let end = walk.walk(max_depth, rule_at);
+        self.interpreted_lost += u64::from(walk.interpreted.lost).saturating_sub(was_lost);
+        match end {
             WalkEnd::At(End::Complete) => {}
             WalkEnd::At(End::Unsupported) => self.cut.unsupported += 1,
             WalkEnd::At(End::Unreadable) => self.cut.unreadable += 1,
@@ -178,13 +245,18 @@ impl FinishedStacks {
         self.stacks.get(&id)
     }
 
+    /// Stacks without some of an interpreter's frames.
+    pub fn interpreted_lost(&self) -> u64 {
+        self.interpreted_lost
+    }
+
     /// Stacks that ended too early even so.
     pub fn cut(&self) -> &CutStacks {
         &self.cut
     }
 }
 
-/// One step of the hash that identifies a stack: `hash_address` of src/bpf/user/stack.bpf.h.
+/// One step of the hash that identifies a stack: `hash_address` of src/bpf/interpreted.bpf.h.
 fn hash_address(hash: u64, address: u64) -> u64 {
     let mut hash = (hash ^ address).wrapping_mul(0xff51_afd7_ed55_8ccd);
     hash ^= hash >> 33;
@@ -204,6 +276,10 @@ mod tests {
         };
         walked.addresses[0] = 0xff;
         DeferredWalk {
+            interpreted: types::interpreted {
+                mark: NO_MARK,
+                ..types::interpreted::default()
+            },
             tgid: 1,
             time_ns: 5,
             id: StackId(id),
@@ -248,6 +324,60 @@ mod tests {
         assert_eq!(finished.stack(identity).unwrap().allocator, 3);
         assert_eq!(finished.identity(StackId(12)), StackId(12));
         assert_eq!(finished.cut(), &CutStacks::default());
+    }
+
+    /// A walk in whose stack two loops are, with these words, the first loop's mark taken already.
+    fn interpreted(id: u64, mark: u64, words: &[u64], tail_calls: u32) -> DeferredWalk {
+        let mut walk = walk(id, &[0, 0x200, 0, 0x300, 0, 0x400, 0, 0x99a]);
+        walk.interpreted = types::interpreted {
+            mark,
+            count: words.len() as u32,
+            loop_begin: [0x200, 0],
+            loop_size: [0x10, 0],
+            tail_calls,
+            row: 1,
+            ..types::interpreted::default()
+        };
+        walk.interpreted.words[..words.len()].copy_from_slice(words);
+        walk
+    }
+
+    const ONE: u64 = INTERPRETED_FRAME | 1;
+    const TWO: u64 = INTERPRETED_FRAME | 2;
+
+    #[test]
+    fn interpreted_frames_take_the_place_of_their_loops() {
+        let mut finished = FinishedStacks::default();
+        // the frame of 0x200 is from 0x1010 on, that of 0x400 from 0x1030 on
+        finished.finish(
+            interpreted(10, 0x1018, &[ONE, TWO, 0x1030, ONE], 0),
+            127,
+            rule_at,
+        );
+        assert_eq!(
+            addresses(&finished, 10),
+            [0xff, 0x100, ONE, TWO, 0x300, ONE, 0x99a]
+        );
+        // a loop that is known by its code, and what it calls to run instructions
+        finished.finish(interpreted(11, MARK_BY_CODE, &[TWO], 1), 127, rule_at);
+        assert_eq!(addresses(&finished, 11), [0xff, TWO, 0x300, 0x400, 0x99a]);
+        assert_eq!(finished.interpreted_lost(), 0);
+    }
+
+    #[test]
+    fn loops_without_frames_stay_and_are_counted() {
+        let mut finished = FinishedStacks::default();
+        finished.finish(interpreted(10, NO_MARK, &[], 0), 127, rule_at);
+        let native = [0xff, 0x100, 0x200, 0x300, 0x400, 0x99a];
+        assert_eq!(addresses(&finished, 10), native);
+        assert_eq!(finished.interpreted_lost(), 1);
+        // nothing to be seen runs there
+        finished.finish(interpreted(11, 0x1018, &[], 0), 127, rule_at);
+        assert_eq!(addresses(&finished, 11), native);
+        assert_eq!(finished.interpreted_lost(), 1);
+        finished.finish(interpreted(12, 0x1018, &[ONE, TWO], 0), 3, rule_at);
+        assert_eq!(addresses(&finished, 12), [0xff, 0x100, ONE]);
+        assert_eq!(finished.cut().depth, 1);
     }
 
     #[test]

@@ -24,11 +24,12 @@ const DEFERRED_RING_BYTES_AT_START: u32 = 16 << 20;
 /// Bytes that may be spent on counting pages of processes and files: one for each page frame.
 const MAX_FRAME_BYTES: u64 = 64 << 20;
 
-/// Where a tracer's BPF object lives: it must not move while it is loaded. There is a place for a second one, should
-/// the kernel refuse the first.
+/// Where a tracer's BPF object lives: it must not move while it is loaded. There are places for others, should the
+/// kernel refuse the first.
 pub struct Storage {
     first: MaybeUninit<OpenObject>,
     second: MaybeUninit<OpenObject>,
+    third: MaybeUninit<OpenObject>,
 }
 
 impl Default for Storage {
@@ -36,6 +37,7 @@ impl Default for Storage {
         Self {
             first: MaybeUninit::uninit(),
             second: MaybeUninit::uninit(),
+            third: MaybeUninit::uninit(),
         }
     }
 }
@@ -57,32 +59,77 @@ pub fn load_unwinder<'obj>(
     features: Features,
     config: &Config,
 ) -> Result<(MemleakSkel<'obj>, Unwinder)> {
-    let Storage { first, second } = storage;
+    let Storage {
+        first,
+        second,
+        third,
+    } = storage;
     if config.unwind == Unwind::FramePointers {
-        let skel = load_programs(first, features, config, false)?;
+        let skel = load_programs(first, features, config, Uses::NOTHING)?;
         return Ok((skel, Unwinder::FramePointers));
     }
-    match (load_programs(first, features, config, true), config.unwind) {
-        (Ok(skel), _) => Ok((skel, Unwinder::Tables)),
-        (Err(error), Unwind::Tables) => Err(error
-            .context("failed to unwind with tables (--unwind fp and --unwind auto do without)")),
-        (Err(error), _) => {
-            let skel = load_programs(second, features, config, false)?;
-            Ok((skel, Unwinder::NoTables(format!("{error:#}"))))
-        }
+    // what follows interpreters, which knows one machine, is refused apart
+    if cfg!(target_arch = "x86_64")
+        && config.kernel.is_none()
+        && kernel::has_helper("BPF_FUNC_find_vma")?
+        && let Ok(skel) = load_programs(first, features, config, Uses::ALL)
+    {
+        return Ok((skel, Unwinder::Tables));
     }
+    match load_programs(second, features, config, Uses::TABLES) {
+        Ok(skel) => Ok((skel, Unwinder::Tables)),
+        Err(why) => without_tables(third, features, config, why),
+    }
+}
+
+/// What programs make use of.
+#[derive(Clone, Copy)]
+struct Uses {
+    tables: bool,
+    interpreters: bool,
+}
+
+impl Uses {
+    const NOTHING: Uses = Uses {
+        tables: false,
+        interpreters: false,
+    };
+    const TABLES: Uses = Uses {
+        tables: true,
+        interpreters: false,
+    };
+    const ALL: Uses = Uses {
+        tables: true,
+        interpreters: true,
+    };
+}
+
+/// Loads the programs without tables, if that is not what was asked for.
+fn without_tables<'obj>(
+    place: &'obj mut MaybeUninit<OpenObject>,
+    features: Features,
+    config: &Config,
+    why: anyhow::Error,
+) -> Result<(MemleakSkel<'obj>, Unwinder)> {
+    if config.unwind == Unwind::Tables {
+        return Err(
+            why.context("failed to unwind with tables (--unwind fp and --unwind auto do without)")
+        );
+    }
+    let skel = load_programs(place, features, config, Uses::NOTHING)?;
+    Ok((skel, Unwinder::NoTables(format!("{why:#}"))))
 }
 
 fn load_programs<'obj>(
     place: &'obj mut MaybeUninit<OpenObject>,
     features: Features,
     config: &Config,
-    tables: bool,
+    uses: Uses,
 ) -> Result<MemleakSkel<'obj>> {
     let mut open = MemleakSkelBuilder::default()
         .open(place)
         .context("failed to open the BPF object")?;
-    configure(&mut open, features, config, tables)?;
+    configure(&mut open, features, config, uses)?;
     open.load().context("failed to load the BPF programs")
 }
 
@@ -90,7 +137,10 @@ fn configure(
     open: &mut OpenMemleakSkel<'_>,
     features: Features,
     config: &Config,
-    tables: bool,
+    Uses {
+        tables,
+        interpreters,
+    }: Uses,
 ) -> Result<()> {
     let rodata = open
         .maps
@@ -112,6 +162,7 @@ fn configure(
     rodata.track_mappings = config.mappings;
     rodata.trace_calls = config.calls;
     rodata.unwind_with_tables = tables;
+    rodata.walk_interpreters = interpreters;
     rodata.can_find_mappings = kernel::has_helper("BPF_FUNC_find_vma")?;
     // totals can't be given to another stack later; of several processes, some may never be described
     let will_be_known = rodata.can_find_mappings || config.processes.is_none();
@@ -156,6 +207,10 @@ fn configure(
         maps.unwind_pages.set_max_entries(1)?;
         maps.unwind_files.set_max_entries(1)?;
     }
+    if !interpreters {
+        maps.code_numbers.set_max_entries(1)?;
+        maps.code_pieces.set_max_entries(1)?;
+    }
     // and one for all stacks that found no room
     let totals = if config.combined {
         config.max_stacks.saturating_add(1)
@@ -191,6 +246,8 @@ fn configure(
         maps.traced_processes.set_map_flags(0)?;
         maps.unwind_files.set_map_flags(0)?;
         maps.code_changes.set_map_flags(0)?;
+        maps.code_numbers.set_map_flags(0)?;
+        maps.code_pieces.set_map_flags(0)?;
         maps.stack_traces.set_map_flags(0)?;
         maps.combined_allocs.set_map_flags(0)?;
     }

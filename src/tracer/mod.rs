@@ -9,6 +9,7 @@ mod deferred;
 mod events;
 mod functions;
 mod guard;
+mod interpreters;
 mod kernel;
 mod kernel_events;
 mod load;
@@ -42,6 +43,8 @@ pub use cost::{Activity, RunTime, Statistics, TrapCost};
 pub use deferred::DeferredWalk;
 use deferred::FinishedStacks;
 pub use guard::TranslatorStart;
+use interpreters::CodeNames;
+pub use interpreters::NamedFrame;
 pub use kernel::{Attachment, Features, check, has_type_information, missing_rights};
 pub use kernel_events::{KernelCode, KernelEvents, UnseenFrees, UnwindTable};
 pub use load::{Storage, Unwinder};
@@ -130,6 +133,7 @@ pub struct Tracer<'obj> {
     executed: HashMap<u32, u64>,
     tables: UnwindTables,
     finished: FinishedStacks,
+    code_names: CodeNames,
     /// Ways of the kernel's to free memory that can't be seen.
     unseen_frees: u64,
 }
@@ -162,6 +166,7 @@ impl<'obj> Tracer<'obj> {
             rules: MapHandle::try_from(&maps.unwind_rules)?,
             processes: MapHandle::try_from(&maps.unwind_processes)?,
             files: MapHandle::try_from(&maps.unwind_files)?,
+            interpreters: MapHandle::try_from(&maps.interpreters)?,
         };
         let tables = UnwindTables::new(maps, config.processes.is_some());
         let functions = skel.maps.bss_data.as_deref();
@@ -190,6 +195,7 @@ impl<'obj> Tracer<'obj> {
             executed: HashMap::new(),
             tables,
             finished: FinishedStacks::default(),
+            code_names: CodeNames::default(),
             unseen_frees: 0,
         })
     }
@@ -332,6 +338,7 @@ impl<'obj> Tracer<'obj> {
             .map(|(_, _, piece)| piece.stack)
             .collect();
         self.finished.forget(ended);
+        interpreters::clear(&self.skel.maps, &mut self.code_names, ended)?;
         processes::clear(&self.skel.maps, ended, used)
     }
 

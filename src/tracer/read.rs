@@ -151,6 +151,8 @@ impl Tracer<'_> {
             late_processes: 0,
             silent: 0,
             files: 0,
+            interpreted: data.interpreted_lost.iter().sum::<u64>()
+                + self.finished.interpreted_lost(),
             calls: lost.calls,
             threads: lost.threads,
             missed_frees: lost.missed_frees,

@@ -27,6 +27,12 @@ unsafe impl plain::Plain for types::unwind_process {}
 unsafe impl plain::Plain for types::unwind_file_key {}
 // SAFETY: as above.
 unsafe impl plain::Plain for types::unwind_file {}
+// SAFETY: as above; interpreter.h keeps these so.
+unsafe impl plain::Plain for types::interpreter {}
+// SAFETY: as above.
+unsafe impl plain::Plain for types::code_head {}
+// SAFETY: as above.
+unsafe impl plain::Plain for types::code_key {}
 // SAFETY: as above.
 unsafe impl plain::Plain for types::program_start {}
 // SAFETY: as above.

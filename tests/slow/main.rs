@@ -9,5 +9,6 @@ mod hostile;
 mod html;
 mod kernel;
 mod kernel_load;
+mod pythons;
 mod soak;
 mod truth;

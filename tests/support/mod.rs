@@ -7,6 +7,7 @@ pub mod fixture;
 pub mod kernel_log;
 pub mod memleak;
 pub mod process;
+pub mod pythons;
 pub mod report;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -21,6 +21,7 @@ mod output_files;
 mod own_allocators;
 mod privileges;
 mod processes;
+mod python;
 mod reports;
 mod runs;
 mod safety;

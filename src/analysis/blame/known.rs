@@ -7,7 +7,7 @@ use crate::analysis::kernel_memory;
 use crate::model::report::Location;
 
 /// Modules of the C library, the loader and languages' libraries, by what their names begin with.
-const RUNTIMES: [&str; 26] = [
+const RUNTIMES: [&str; 27] = [
     "libc.so",
     "libc-2",
     "libc.musl",
@@ -23,6 +23,7 @@ const RUNTIMES: [&str; 26] = [
     "libc++",
     "libsupc++",
     "libgcc_s",
+    "libffi.so",
     "libstd-",
     "libgfortran",
     "libgo.so",
@@ -415,7 +416,11 @@ fn is_interpreter(module: &str) -> bool {
             .strip_prefix(name)
             .is_some_and(|version| version.chars().all(|c| c.is_ascii_digit() || c == '.'))
     };
-    begins(module, &INTERPRETERS) || INTERPRETING_PROGRAMS.iter().any(|name| program(name))
+    // what extends Python is called by a line of the user's
+    let extends = module.contains(".cpython-3") || module.ends_with(".abi3.so");
+    extends
+        || begins(module, &INTERPRETERS)
+        || INTERPRETING_PROGRAMS.iter().any(|name| program(name))
 }
 
 /// Whether a qualified name is in a language's library. Rust's generic functions say what they are for:

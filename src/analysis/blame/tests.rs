@@ -54,6 +54,23 @@ fn wrappers_and_runtimes_are_passed_over() {
             "f",
         ),
         (
+            &[
+                "PyByteArray_Resize @ /usr/bin/python3.11",
+                "leak_memory @ [python]",
+                "PyEval_EvalCode @ /usr/bin/python3.11",
+                "main @ /usr/bin/python3.11",
+            ],
+            "leak_memory",
+        ),
+        (
+            &[
+                "ffi_call @ /lib/libffi.so.8",
+                "_call_function_pointer @ /usr/lib/python3.11/lib-dynload/_ctypes.cpython-311-x86_64-linux-gnu.so",
+                "Server.call_c @ [python]",
+            ],
+            "Server.call_c",
+        ),
+        (
             &["strdup @ /lib/libc.so.6", "xstrdup", "load_users", "main"],
             "load_users",
         ),

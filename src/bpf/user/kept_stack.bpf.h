@@ -62,6 +62,7 @@ static __always_inline __u64 defer_with_pages(struct task_struct *task, struct t
 	deferred->hash = walk->hash;
 	/* more than the compiler copies by itself */
 	bpf_probe_read_kernel(&deferred->walked, sizeof(deferred->walked), &thread->stack);
+	bpf_probe_read_kernel(&deferred->interpreted, sizeof(deferred->interpreted), &thread->interpreted);
 	deferred->readable = 0;
 	for (i = 0; i < pages; i++) {
 		if (!bpf_probe_read_user(memory + i * PAGE_BYTES, PAGE_BYTES,

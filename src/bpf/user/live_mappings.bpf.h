@@ -48,6 +48,7 @@ static __always_inline void find_table(struct unwind_mapping *mapping, struct un
 	if (!file)
 		return;
 	mapping->code = file->unreadable ? UNWIND_NO_CODE : UNWIND_NO_TABLE;
+	mapping->interpreter = file->interpreter;
 	for (i = 0; i < UNWIND_FILE_SEGMENTS && i < file->count; i++) {
 		struct unwind_segment *segment = &file->segments[i];
 		__u64 from = segment->file_offset > offset ? segment->file_offset : offset;
@@ -76,6 +77,7 @@ static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, s
 	mapping->begin = vma->vm_start;
 	mapping->end = vma->vm_end;
 	mapping->code = UNWIND_NO_TABLE;
+	mapping->interpreter = 0;
 	if (!file)
 		return 0;
 	key.inode = file->f_inode->i_ino;

@@ -6,18 +6,8 @@
 #ifndef USER_STACK_BPF_H
 #define USER_STACK_BPF_H
 
+#include "languages/languages.bpf.h"
 #include "user/unwind_tables.bpf.h"
-
-/* One step of the hash that identifies a stack (the finalizer of MurmurHash3 mixes each address in). */
-static __always_inline __u64 hash_address(__u64 hash, __u64 address)
-{
-	hash ^= address;
-	hash *= 0xff51afd7ed558ccdULL;
-	hash ^= hash >> 33;
-	hash *= 0xc4ceb9fe1a85ec53ULL;
-	hash ^= hash >> 29;
-	return hash;
-}
 
 #define HASH_SEED 0x9e3779b97f4a7c15ULL
 
@@ -443,26 +433,9 @@ static __always_inline bool step_by_offset(struct walk *walk, __u32 rule)
 }
 #endif
 
-/* Adds the frame that the walk has reached and goes to its caller; returns whether there is one. */
-static __always_inline bool walk_frame(struct walk *walk, struct stack *stack, bool live)
+/* Goes to the caller of the frame that the walk has reached; returns whether there is one. */
+static __always_inline bool step(struct walk *walk, __u32 rule)
 {
-	__u32 rule = RULE_NO_FDE;
-
-	if (unwind_with_tables)
-		rule = rule_at(walk, walk->pc - walk->is_return_address, live);
-	if (rule == RULE_UNREAD_CODE) {
-		report_unknown_code(walk);
-		return end_walk(walk, STACK_UNREAD);
-	}
-	/* The first address comes from the CPU; any other may be what a wrong step has read. */
-	if (rule == RULE_UNKNOWN_CODE) {
-		report_unknown_code(walk);
-		if (!stack->depth)
-			add_frame(walk, stack, walk->pc);
-		return end_walk(walk, STACK_UNKNOWN_CODE);
-	}
-	if (!add_frame(walk, stack, walk->pc))
-		return false;
 	switch (RULE_KIND(rule)) {
 #if RETURN_ADDRESS_ON_STACK
 	case RULE_KIND_RSP:
@@ -482,6 +455,56 @@ static __always_inline bool walk_frame(struct walk *walk, struct stack *stack, b
 	}
 }
 
+/* Whether the frame at `pc`, whose stack ends where the walk is now, may stay, or what it runs had room. */
+static __always_inline bool replace_loop(struct thread *thread, __u64 pc, __u64 sp)
+{
+	struct interpreted *interpreted = &thread->interpreted;
+
+	if (is_next_loop(interpreted, pc, sp, thread->walk.sp))
+		return merge_interpreted(thread);
+	if (is_loop_code(interpreted, pc))
+		lose_interpreted(interpreted, INTERPRETED_UNMATCHED);
+	return true;
+}
+
+/* Adds the frame that the walk has reached and goes to its caller; returns whether there is one. */
+static __always_inline bool walk_frame(struct thread *thread, bool live)
+{
+	struct interpreted *interpreted = &thread->interpreted;
+	struct walk *walk = &thread->walk;
+	struct stack *stack = &thread->stack;
+	__u32 rule = RULE_NO_FDE;
+	__u64 pc, sp;
+
+	if (unwind_with_tables)
+		rule = rule_at(walk, walk->pc - walk->is_return_address, live);
+	if (rule == RULE_UNREAD_CODE) {
+		/* who goes on from here needs them */
+		if (live && walk_interpreters && interpreted->due)
+			take_interpreted_frames(thread);
+		report_unknown_code(walk);
+		return end_walk(walk, STACK_UNREAD);
+	}
+	/* The first address comes from the CPU; any other may be what a wrong step has read. */
+	if (rule == RULE_UNKNOWN_CODE) {
+		report_unknown_code(walk);
+		if (!stack->depth)
+			add_frame(walk, stack, walk->pc);
+		return end_walk(walk, STACK_UNKNOWN_CODE);
+	}
+	if (live && walk_interpreters) {
+		if (interpreted->due)
+			take_interpreted_frames(thread);
+		interpreted->hash_before[1] = interpreted->hash_before[0];
+		interpreted->hash_before[0] = walk->hash;
+	}
+	pc = walk->pc;
+	sp = walk->sp;
+	if (!add_frame(walk, stack, pc) || !step(walk, rule))
+		return false;
+	return !live || !walk_interpreters || !interpreted->row || replace_loop(thread, pc, sp);
+}
+
 /* Walks some frames further; returns whether there are more. */
 static __always_inline int walk_some(struct thread *thread, bool live)
 {
@@ -490,7 +513,7 @@ static __always_inline int walk_some(struct thread *thread, bool live)
 	if (!thread)
 		return false;
 	for (i = 0; i < FRAMES_PER_CALL; i++) {
-		if (!walk_frame(&thread->walk, &thread->stack, live))
+		if (!walk_frame(thread, live))
 			return false;
 	}
 	return true;
@@ -558,7 +581,9 @@ static __always_inline __u64 capture_user_stack(struct pt_regs *ctx, struct task
 	thread->stack.depth = 0;
 	begin_walk(ctx, task, walk, at_return);
 	if (unwind_with_tables)
-		begin_lookups(task, walk);
+		begin_lookups(task, thread);
+	if (live && walk_interpreters)
+		begin_interpreted(&thread->interpreted);
 	for (i = 0; i <= MAX_STACK_DEPTH / FRAMES_PER_CALL; i++) {
 		if (!(live ? walk_frames(thread) : walk_frames_plain()))
 			break;

@@ -6,6 +6,7 @@
 #ifndef THREAD_BPF_H
 #define THREAD_BPF_H
 
+#include "interpreter.h"
 #include "process.bpf.h"
 
 /* The outermost tracked call of a thread, from its entry to its return. */
@@ -91,6 +92,9 @@ struct thread {
 	struct sampler sampler;
 	struct stack stack;
 	struct walk walk;
+	struct interpreted interpreted;
+	struct python python;
+	struct found_code found_code;
 	__u64 stored[STORED_STACKS]; /* hashes of stacks, each at a place that its lowest bits give */
 };
 

@@ -241,6 +241,17 @@ static __always_inline bool find_described(struct unwind_mapping *found, struct 
 	return true;
 }
 
+/* The first interpreter that is met in a process is the one whose frames are looked for. */
+static __always_inline void note_interpreter(struct interpreted *interpreted,
+					     const struct unwind_mapping *mapping)
+{
+	if (interpreted->row || !mapping->interpreter)
+		return;
+	interpreted->row = mapping->interpreter;
+	interpreted->bias = mapping->bias;
+	interpreted->due = 1;
+}
+
 /* The rule for an address of the current process, past the cache. `live`: mappings can be asked for. */
 static __always_inline __u32 find_rule(__u64 address, bool live)
 {
@@ -272,6 +283,8 @@ static __always_inline __u32 find_rule(__u64 address, bool live)
 				return RULE_UNKNOWN_CODE;
 		}
 	}
+	if (live && walk_interpreters)
+		note_interpreter(&thread->interpreted, mapping);
 	return mapping->code == UNWIND_TABLE ? rule_in_table(mapping, address) : RULE_NO_FDE;
 }
 
@@ -316,8 +329,9 @@ static __always_inline __u32 rule_at(struct walk *walk, __u64 address, bool live
 }
 
 /* Makes the caches those of the process's present mappings; what is not described is not cached for long. */
-static __always_inline void begin_lookups(struct task_struct *task, struct walk *walk)
+static __always_inline void begin_lookups(struct task_struct *task, struct thread *thread)
 {
+	struct walk *walk = &thread->walk;
 	__u64 mm = address_space_of(task);
 	__u32 changes = unwind_changes, generation;
 	struct unwind_mappings *known;
@@ -326,6 +340,8 @@ static __always_inline void begin_lookups(struct task_struct *task, struct walk 
 		return;
 	known = mappings_of(task);
 	generation = known ? known->generation : 0;
+	if (walk->mm != mm)
+		thread->interpreted.row = 0;
 	walk->changes = changes;
 	walk->mm = mm;
 	if (generation && generation == walk->generation)

@@ -27,6 +27,7 @@ fn sample() -> Recording {
             location: at(Some(7)),
         }),
         function_offset: 0x6d,
+        language: None,
         inlined: vec![
             Function {
                 name: "g".into(),

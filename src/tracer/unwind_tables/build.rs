@@ -7,8 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use crate::files::Kept;
-use crate::reader;
-use crate::unwind::Table;
+use crate::reader::{self, KnownCode};
 
 /// How often something else is done meanwhile.
 const TICK: Duration = Duration::from_millis(2);
@@ -38,9 +37,8 @@ impl Meanwhile<'_> {
     }
 }
 
-/// Builds the tables of all files; results are in their order, none for a file that can't be read or has no
-/// table.
-pub fn build_all(kept: &[Arc<Kept>], meanwhile: &mut Meanwhile<'_>) -> Vec<Option<Table>> {
+/// Reads the code of all files; results are in their order, without a table for a file that can't be read or has none.
+pub fn build_all(kept: &[Arc<Kept>], meanwhile: &mut Meanwhile<'_>) -> Vec<KnownCode> {
     let (mut before, mut told) = (Duration::ZERO, 0);
     let mut tables = Vec::new();
     for some in kept.chunks(OPEN_FILES) {
@@ -48,7 +46,7 @@ pub fn build_all(kept: &[Arc<Kept>], meanwhile: &mut Meanwhile<'_>) -> Vec<Optio
         let files: Vec<Option<File>> = some.iter().map(open).collect();
         let mut passed = Duration::ZERO;
         let done_before = tables.len();
-        tables.extend(reader::tables(files, &mut |done, time| {
+        tables.extend(reader::code(files, &mut |done, time| {
             (meanwhile.tick)();
             passed = time;
             let intervals = (before + time).as_millis() / PROGRESS_INTERVAL.as_millis();
@@ -74,7 +72,7 @@ mod tests {
             progress: &mut |_, _| {},
         };
         let tables = build_all(&files, &mut meanwhile);
-        let built: Vec<bool> = tables.iter().map(Option::is_some).collect();
+        let built: Vec<bool> = tables.iter().map(|code| code.table.is_some()).collect();
         assert_eq!(built, [true, false, true]);
     }
 }

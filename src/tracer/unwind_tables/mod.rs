@@ -18,14 +18,17 @@ use anyhow::{Context as _, Result};
 use libbpf_rs::{ErrorKind, MapCore as _, MapFlags, MapHandle};
 
 use super::deferred::Found;
+use super::interpreters::Interpreters;
 use super::skel::types::{
     unwind_code, unwind_file, unwind_file_key, unwind_mapping, unwind_process, unwind_segment,
 };
 use crate::files::Kept;
+use crate::reader::KnownCode;
 use crate::unwind::{self, PAGE_SIZE, Rule, Segment, Table};
 pub use build::Meanwhile;
 use build::build_all;
-use process::{encode, merge};
+pub use process::encode;
+use process::merge;
 use store::{LoadedFile, LoadedSegment, Store, create_array};
 
 /// Device and inode of a file, as stat(2) gives them.
@@ -77,6 +80,8 @@ pub struct Maps {
     pub processes: MapHandle,
     /// `unwind_files`
     pub files: MapHandle,
+    /// `interpreters`
+    pub interpreters: MapHandle,
 }
 
 /// What the tables hold and cost so far.
@@ -113,6 +118,8 @@ impl Described {
 struct KnownFile {
     loaded: LoadedFile,
     table: Option<Table>,
+    /// The row of the interpreter that it holds; 0: it has none.
+    interpreter: u16,
 }
 
 /// The unwind tables of all traced processes. Files stay once they are loaded: the next process maps them again.
@@ -123,6 +130,9 @@ pub struct UnwindTables {
     described: HashMap<u32, Described>,
     files: HashMap<FileId, KnownFile>,
     images: HashMap<Vec<u8>, KnownFile>,
+    interpreters: Interpreters,
+    /// Interpreters whose frames are not followed: in which file, which, and why.
+    refused: Vec<String>,
     generation: u32,
 }
 
@@ -136,8 +146,35 @@ impl UnwindTables {
             described: HashMap::new(),
             files: HashMap::new(),
             images: HashMap::new(),
+            interpreters: Interpreters::new(maps.interpreters),
+            refused: Vec::new(),
             generation: 0,
         }
+    }
+
+    /// The interpreters of the files that were read.
+    pub fn interpreters(&self) -> &Interpreters {
+        &self.interpreters
+    }
+
+    /// Takes the interpreters whose frames are not followed: in which file, which, and why.
+    pub fn take_refused(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.refused)
+    }
+
+    /// Whether a file holds an interpreter whose frames are followed.
+    pub fn is_interpreter(&self, id: FileId) -> bool {
+        self.interpreter_row(id) > 0
+    }
+
+    /// The row of the interpreter that a file holds; 0 for none.
+    pub fn interpreter_row(&self, id: FileId) -> u16 {
+        self.files.get(&id).map_or(0, |known| known.interpreter)
+    }
+
+    /// The same as [`UnwindTables::interpreters`], to be changed.
+    pub fn interpreters_mut(&mut self) -> &mut Interpreters {
+        &mut self.interpreters
     }
 
     /// What the tables hold and cost so far.
@@ -162,8 +199,13 @@ impl UnwindTables {
         if new.is_empty() {
             return Ok(());
         }
-        let tables = build_all(&kept, meanwhile);
-        for ((id, file), table) in new.iter().zip(kept).zip(tables) {
+        let code = build_all(&kept, meanwhile);
+        for ((id, file), code) in new.iter().zip(kept).zip(code) {
+            let KnownCode {
+                table,
+                interpreter,
+                refused,
+            } = code;
             // what can't be asked has no table either
             let opened = file.open().ok().filter(|_| table.is_some());
             let name = opened
@@ -173,7 +215,18 @@ impl UnwindTables {
             let owner = opened.map_or(0, |opened| opened.owner);
             let of = (&name.display() as &dyn Display, owner);
             let loaded = self.store.load(table.as_ref(), of, meanwhile)?;
-            self.files.insert(*id, KnownFile { loaded, table });
+            let why = refused.map(|why| format!("{}: {why}", name.display()));
+            self.refused.extend(why);
+            let interpreter = match &interpreter {
+                Some(interpreter) => self.interpreters.row(interpreter)?,
+                None => 0,
+            };
+            let known = KnownFile {
+                loaded,
+                table,
+                interpreter,
+            };
+            self.files.insert(*id, known);
         }
         self.store.publish_rules()?;
         for id in &new {
@@ -222,8 +275,12 @@ impl UnwindTables {
         if !self.images.contains_key(bytes) {
             let table = unwind::build(bytes).ok();
             let loaded = self.store.load(table.as_ref(), (&"[vdso]", 0), meanwhile)?;
-            self.images
-                .insert(bytes.to_vec(), KnownFile { loaded, table });
+            let known = KnownFile {
+                loaded,
+                table,
+                interpreter: 0,
+            };
+            self.images.insert(bytes.to_vec(), known);
         }
         Ok(())
     }
@@ -313,7 +370,10 @@ impl UnwindTables {
         if let Some(loaded) = segment_of(mapping, segments) {
             described.bias = bias(mapping, loaded.segment);
             described.page_bias = page_bias(loaded);
-            described.code = unwind_code::UNWIND_TABLE.0;
+            described.code = unwind_code::UNWIND_TABLE.0 as u16;
+        }
+        if let Code::File { id, .. } = &mapping.code {
+            described.interpreter = self.files.get(id).map_or(0, |known| known.interpreter);
         }
         described
     }
@@ -325,6 +385,7 @@ impl UnwindTables {
         let loaded = known.map_or(&[][..], |known| &known.loaded.segments);
         let value = encode(|file: &mut unwind_file| {
             file.count = loaded.len() as u32;
+            file.interpreter = known.map_or(0, |known| known.interpreter);
             for (slot, loaded) in file.segments.iter_mut().zip(loaded) {
                 slot.file_offset = loaded.segment.file_offset;
                 slot.size = loaded.segment.size;

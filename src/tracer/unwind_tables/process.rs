@@ -68,7 +68,7 @@ pub fn merge(mappings: Vec<unwind_mapping>) -> Vec<unwind_mapping> {
         a.code == b.code && a.bias == b.bias && a.page_bias == b.page_bias
     };
     let both_without = |a: &unwind_mapping, b: &unwind_mapping| {
-        let none = unwind_code::UNWIND_NO_TABLE.0;
+        let none = unwind_code::UNWIND_NO_TABLE.0 as u16;
         a.code == none && b.code == none
     };
     let merged = join(mappings, |a, b| {
@@ -98,8 +98,9 @@ fn join(
 mod tests {
     use super::*;
 
-    fn mapping(begin: u64, end: u64, bias: u64, code: u32) -> unwind_mapping {
+    fn mapping(begin: u64, end: u64, bias: u64, code: u16) -> unwind_mapping {
         unwind_mapping {
+            interpreter: 0,
             begin,
             end,
             bias,
