@@ -22,6 +22,8 @@ for task in "$@"; do
 		packages="$packages python3-dev"
 		# servers under load, and servers whose workers are followed
 		packages="$packages nginx-light redis-server postgresql"
+		# a server of debug information
+		packages="$packages debuginfod"
 		# readers of what is written: a browser, and Go's pprof
 		packages="$packages chromium chromium-driver fonts-dejavu-core golang-go"
 		;;

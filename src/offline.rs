@@ -15,8 +15,8 @@ use crate::output::{growth, warning, write_text};
 use crate::publish::Publisher;
 use crate::recording::{join, load};
 use crate::stderr::say;
-use crate::symbolize::DebugFiles;
 use crate::symbolize::resolve;
+use crate::symbolize::{DebugFiles, Servers};
 use crate::visible::{self, Emphasis, Spelling, Visible};
 
 /// Does what the arguments ask for. Returns the exit status.
@@ -39,6 +39,15 @@ pub fn run(arguments: ReportArguments) -> Result<u8> {
     }
     for folder in &arguments.naming.debug_dirs {
         name_frames(&mut recording, folder)?;
+    }
+    if let Some(mut servers) = Servers::new(&arguments.naming.debuginfod, &recording) {
+        let (named, unnamed) = resolve::resolve(&mut recording, &mut servers);
+        if named + unnamed > 0 {
+            say!(
+                "{named} of {} unknown frames named from debuginfod",
+                named + unnamed
+            );
+        }
     }
     let findings = publisher.findings(&recording);
     if wants_text {

@@ -212,6 +212,7 @@ pub fn validate(arguments: Arguments, find: impl Fn(&str) -> Vec<u32>) -> Result
         naming: Naming {
             no_inlines: arguments.no_inlines,
             debug_dirs: arguments.naming.debug_dirs.clone(),
+            debuginfod: arguments.naming.debuginfod.clone(),
         },
         trace: arguments.trace,
         live: arguments.live.clone(),

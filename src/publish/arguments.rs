@@ -14,6 +14,11 @@ pub struct NamingArguments {
     /// Look for debug information in this folder as well, by build id or debug link; may be repeated
     #[arg(long = "debug-dir", value_name = "DIR", help_heading = "Stacks")]
     pub debug_dirs: Vec<PathBuf>,
+
+    /// Ask this debuginfod server for debug information that is nowhere else, besides those in DEBUGINFOD_URLS; may be
+    /// repeated
+    #[arg(long, value_name = "URL", help_heading = "Stacks")]
+    pub debuginfod: Vec<String>,
 }
 
 /// Options for outputs, comparison and gates.

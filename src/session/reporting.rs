@@ -103,6 +103,11 @@ impl Session<'_> {
         // while a run goes on, a target may just be idle
         let silent = self.is_ending && self.tracer.activity()?.entries == 0;
         snapshot.losses.silent = silent.into();
+        if self.is_ending && self.symbolizer.has_servers() {
+            // what they take must cost the target nothing
+            self.tracer.detach();
+            self.symbolizer.download();
+        }
         self.symbolizer.refresh();
         let mut names = ProcessNames {
             tracer: &mut self.tracer,

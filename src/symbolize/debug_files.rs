@@ -8,9 +8,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 
+use super::debuginfod::{Debuginfod, Part};
 use super::resolve::{Place, Resolver};
 use crate::debuginfo::{Places, Segment};
 use crate::files::{self, MOST_OBJECT_BYTES, Opened};
+use crate::model::run::Recording;
 use crate::reader;
 
 /// Folders within folders that are looked into.
@@ -61,17 +63,76 @@ impl DebugFiles {
     }
 }
 
+/// The builds of a recording, from debuginfod servers.
+pub struct Servers {
+    debuginfod: Debuginfod,
+    /// Where each build was when it was traced.
+    places: HashMap<Vec<u8>, PathBuf>,
+    builds: HashMap<Vec<u8>, Option<Build>>,
+}
+
+impl Servers {
+    /// None when no server is named.
+    pub fn new(named: &[String], recording: &Recording) -> Option<Self> {
+        let stacks = recording.stacks.iter();
+        let frames = stacks.flat_map(|stack| stack.frames.iter().flatten());
+        let modules = frames.filter_map(|frame| frame.module.as_ref());
+        let places = modules
+            .filter_map(|module| Some((module.build_id.clone()?, module.path.clone())))
+            .collect();
+        Some(Self {
+            debuginfod: Debuginfod::new(named)?,
+            places,
+            builds: HashMap::new(),
+        })
+    }
+}
+
+impl Resolver for Servers {
+    fn resolve(&mut self, build_id: &[u8], file_offset: u64) -> Option<Place> {
+        let (debuginfod, places) = (&mut self.debuginfod, &self.places);
+        let build = self.builds.entry(build_id.to_vec()).or_insert_with(|| {
+            let path = debuginfod.find(build_id, Part::Debuginfo)?;
+            // its segments say which address is at an offset: those of the file itself, if it is still there
+            let local = places
+                .get(build_id)
+                .and_then(|path| segments(path, build_id));
+            let segments = local.or_else(|| {
+                let executable = debuginfod.find(build_id, Part::Executable)?;
+                segments(&executable, build_id)
+            })?;
+            Some(Build {
+                paths: vec![path],
+                segments,
+            })
+        });
+        build.as_ref()?.resolve(file_offset)
+    }
+}
+
+/// The segments of a file, if it is of a build.
+fn segments(path: &Path, build_id: &[u8]) -> Option<Vec<Segment>> {
+    let file = files::open(path, MOST_OBJECT_BYTES).ok()?;
+    let facts = reader::facts(file.file())?;
+    (facts.build_id.as_deref() == Some(build_id)).then_some(facts.segments)
+}
+
 impl Resolver for DebugFiles {
     fn resolve(&mut self, build_id: &[u8], file_offset: u64) -> Option<Place> {
-        let build = self.builds.get(build_id)?;
+        self.builds.get(build_id)?.resolve(file_offset)
+    }
+}
+
+impl Build {
+    fn resolve(&self, file_offset: u64) -> Option<Place> {
         // The return address is behind the call, and may belong to the next function: look at the call.
         let call = file_offset.checked_sub(1)?;
         // A file with debug information only has no contents, and so no offsets: the stripped one beside it does.
-        let address = build
+        let address = self
             .segments
             .iter()
             .find_map(|segment| segment.address_of(call))?;
-        let files: Vec<fs::File> = build
+        let files: Vec<fs::File> = self
             .paths
             .iter()
             .filter_map(|path| files::open(path, MOST_OBJECT_BYTES).ok())

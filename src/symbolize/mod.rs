@@ -2,6 +2,7 @@
 //! Each place in a file is looked up once, however often reports show it.
 
 mod debug_files;
+pub mod debuginfod;
 mod kernel;
 mod perf_map;
 pub mod resolve;
@@ -17,10 +18,11 @@ use std::sync::{Arc, Weak};
 
 use anyhow::Result;
 
-pub use debug_files::DebugFiles;
+pub use debug_files::{DebugFiles, Servers};
 pub use kernel::KernelSymbols;
 
 use crate::debuginfo::{Named, NamedPlace, Places};
+use debuginfod::{Debuginfod, Part};
 use perf_map::PerfMap;
 pub use perf_map::parse as perf_map_line;
 pub use separate::Reach;
@@ -45,6 +47,8 @@ pub struct Naming {
     pub no_inlines: bool,
     /// Folders with debug information, besides those that are always looked into.
     pub debug_dirs: Vec<PathBuf>,
+    /// Servers to ask for what is nowhere else, besides those of the environment.
+    pub debuginfod: Vec<String>,
 }
 
 /// Resolves the addresses of processes, and remembers.
@@ -54,6 +58,9 @@ pub struct Symbolizer {
     inlines: bool,
     /// What is below the folders that the user names.
     debug_files: Vec<DebugFiles>,
+    debuginfod: Option<Debuginfod>,
+    /// Whether servers may be asked.
+    may_download: bool,
     processes: HashMap<u32, Process>,
     generated_module: Arc<Module>,
     /// By the objects' numbers, and the root that debug files may have come from, where it is not memleak's own: what
@@ -74,6 +81,8 @@ struct KnownModule {
     object: Weak<ObjectFile>,
     module: Arc<Module>,
     has_file: bool,
+    /// Whether neither the file nor another one that was found has debug information.
+    lacks_debug_info: bool,
     /// Files with its debug information, below the folders that the user names.
     named: Vec<PathBuf>,
     /// One that was found where the object leads to.
@@ -110,6 +119,8 @@ impl Symbolizer {
                 build_id: None,
             }),
             debug_files,
+            debuginfod: Debuginfod::new(&naming.debuginfod),
+            may_download: false,
             modules: HashMap::new(),
         })
     }
@@ -151,6 +162,22 @@ impl Symbolizer {
         let folders = &self.processes.get(&pid)?.folders;
         let facts = reader::facts(file.file())?;
         Some(folders.find(&facts, known_as, reach)?.opened)
+    }
+
+    /// Whether servers could be asked for debug information that is nowhere else.
+    pub fn has_servers(&self) -> bool {
+        self.debuginfod.is_some()
+    }
+
+    /// From now on servers are asked: for objects that are known already, and for those to come.
+    pub fn download(&mut self) {
+        self.may_download = true;
+        let Some(debuginfod) = &mut self.debuginfod else {
+            return;
+        };
+        for module in self.modules.values_mut() {
+            module.download(debuginfod);
+        }
     }
 
     /// Names of generated code are to be read again.
@@ -222,7 +249,15 @@ impl Symbolizer {
                 mapping.object.id,
                 folders.and_then(Folders::foreign).cloned(),
             ))
-            .or_insert_with(|| KnownModule::new(&mapping.object, folders, &self.debug_files))
+            .or_insert_with(|| {
+                let mut module = KnownModule::new(&mapping.object, folders, &self.debug_files);
+                if let Some(debuginfod) = &mut self.debuginfod
+                    && self.may_download
+                {
+                    module.download(debuginfod);
+                }
+                module
+            })
     }
 
     /// None for what is no frame of the program's: the kernel's return probes.
@@ -305,9 +340,24 @@ impl KnownModule {
             object: Arc::downgrade(object),
             module: Arc::new(module),
             has_file: object.file().is_some(),
+            lacks_debug_info: facts.is_some_and(|facts| !facts.has_debug_info)
+                && named.is_empty()
+                && found.is_none(),
             named,
             found,
             places: HashMap::new(),
+        }
+    }
+
+    /// Gets debug information that is nowhere else; what was found without it is looked up anew.
+    fn download(&mut self, debuginfod: &mut Debuginfod) {
+        if !std::mem::take(&mut self.lacks_debug_info) {
+            return;
+        }
+        let build_id = self.module.build_id.as_deref();
+        if let Some(path) = build_id.and_then(|id| debuginfod.find(id, Part::Debuginfo)) {
+            self.named.push(path);
+            self.places.clear();
         }
     }
 

@@ -24,7 +24,8 @@ pub trait Resolver {
     fn resolve(&mut self, build_id: &[u8], file_offset: u64) -> Option<Place>;
 }
 
-/// Names frames without a function whose module has a build id. Returns how many were named, and how many were not.
+/// Names frames without a function, or without its place in the source, whose module has a build id. Returns how many got
+/// their first name, and how many have none still.
 pub fn resolve(recording: &mut Recording, resolver: &mut dyn Resolver) -> (usize, usize) {
     let mut known: HashMap<(Vec<u8>, u64), Option<Place>> = HashMap::new();
     let (mut named, mut unnamed) = (0, 0);
@@ -33,7 +34,8 @@ pub fn resolve(recording: &mut Recording, resolver: &mut dyn Resolver) -> (usize
         .iter_mut()
         .flat_map(|stack| stack.frames.iter_mut().flatten())
     {
-        if frame.function.is_some() {
+        let has_name = frame.function.is_some();
+        if has_name && is_placed(frame) {
             continue;
         }
         let place = key(frame).and_then(|key| {
@@ -43,14 +45,20 @@ pub fn resolve(recording: &mut Recording, resolver: &mut dyn Resolver) -> (usize
                 .clone()
         });
         match place {
-            Some(place) => {
+            Some(place) if !has_name || place.function.location.is_some() => {
                 name(frame, place);
-                named += 1;
+                named += usize::from(!has_name);
             }
-            None => unnamed += 1,
+            _ => unnamed += usize::from(!has_name),
         }
     }
     (named, unnamed)
+}
+
+/// Whether it is known where in the source a frame is.
+fn is_placed(frame: &Frame) -> bool {
+    let function = frame.function.as_ref();
+    function.is_some_and(|function| function.location.is_some())
 }
 
 fn key(frame: &Frame) -> Option<(Vec<u8>, u64)> {

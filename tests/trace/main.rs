@@ -7,6 +7,7 @@ mod support;
 mod allocator_mappings;
 mod allocators;
 mod check;
+mod debuginfod;
 mod ends;
 mod errors;
 mod exact_flow;
