@@ -69,10 +69,12 @@ static:
 		$(CARGO) build --release --features static --target $(TARGET)
 	@ls -l target/$(TARGET)/release/memleak
 
-# a tarball, a .deb, an .rpm and their checksums of the static binary, in target/dist
-dist: static
+# a tarball, a .deb, an .rpm and their checksums of the static binaries for x86-64 and aarch64, in target/dist
+dist: static cross
 	scripts/install-packages.sh dist
 	scripts/dist.sh target/$(TARGET)/release/memleak $(TARGET)
+	NATIVE=target/$(TARGET)/release/memleak \
+		scripts/dist.sh target/aarch64-unknown-linux-gnu/release/memleak aarch64-unknown-linux-gnu
 
 # the packages in clean roots of Debian 12 and 13, as root
 test-dist: dist
