@@ -13,7 +13,7 @@ use crate::support::require_root;
 /// Programs, and the roots within which they run.
 fn unpacked() -> Vec<(String, String)> {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("pythons");
-    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/vm/pythons.py");
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/pythons.py");
     let output = Command::new(tool).arg(folder).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     let lines = String::from_utf8(output.stdout).unwrap();
