@@ -240,8 +240,10 @@ static __always_inline bool read_text_bytes(void *to, const struct text *text, _
  * Keeps what the code in `found` is called, and gives it its number, 0 if there is no room. Its scratch space
  * is the walk's window on the stack. Not static, so that the verifier looks at it once.
  */
-__noinline int keep_code(struct thread *thread)
+__noinline int keep_code(void)
 {
+	/* not handed on: Linux 6.1 wants to know that what a map's element is made of is in a map */
+	struct thread *thread = thread_of(current_task(), false);
 	struct found_code *found;
 	struct code_head *head;
 	struct code_key key = {};

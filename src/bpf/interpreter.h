@@ -163,6 +163,7 @@ struct found_code {
 	__u32 interpreter; /* row in `interpreters` */
 	__u32 zero;
 	struct text name, file;
+	__u64 header[4]; /* of an object that it points to: the programs' stack has no room for it */
 };
 
 /* Words of a code object, or of a thread's state, that are read at the most; a power of 2. */
@@ -186,6 +187,7 @@ struct python {
 	__u32 loop_begin; /* where the loop's words begin */
 	__u32 known_ends; /* how much code had ended when that below was found */
 	__u64 known_mm;	  /* the program that it belongs to */
+	__u64 looked_at;  /* the frame whose code was looked at last */
 	__u64 frames_begin, frames_size;
 	__u64 frames[PYTHON_FRAME_WORDS];
 	__u64 memory[PYTHON_WORDS];

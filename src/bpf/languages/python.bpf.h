@@ -30,6 +30,10 @@
 /* What take_python_frame() answers. */
 #define PYTHON_DONE 0
 #define PYTHON_GOES_ON 1
+#define PYTHON_NEEDS_CODE 2
+
+/* What look_at_python_code() answers, beside 0 and losses below 0. */
+#define CODE_IS_NEW 1
 
 static __always_inline __u64 word_at(const struct python *python, __u32 offset)
 {
@@ -52,13 +56,13 @@ static __always_inline int give_up(struct thread *thread, enum interpreted_loss 
 
 /* Reads the header of text; `what` is to be filled in. `bias` is that of the interpreter's file. */
 static __always_inline bool read_text(const struct interpreter *interpreter, __u64 bias, __u64 address,
-				      struct text *what)
+				      struct text *what, __u64 *header)
 {
 	const struct python_layout *layout = &interpreter->python;
-	__u64 header[4]; /* type, length, hash, state */
 	__u32 state, kind;
 
-	if (bpf_probe_read_user(header, sizeof(header), (void *)(address + OBJECT_TYPE)))
+	/* type, length, hash, state */
+	if (bpf_probe_read_user(header, 4 * sizeof(*header), (void *)(address + OBJECT_TYPE)))
 		return false;
 	state = header[3];
 	kind = TEXT_KIND(state);
@@ -84,7 +88,7 @@ __noinline int number_of_python_code(struct thread *thread)
 	struct found_code *found;
 	struct code_key key = {};
 	struct python *python;
-	__u64 header[2] = {}, lines, hash, bias; /* type, length */
+	__u64 *header, lines, hash, bias;
 	__u32 row, *number;
 
 	if (!thread)
@@ -96,8 +100,9 @@ __noinline int number_of_python_code(struct thread *thread)
 	layout = &interpreter->python;
 	python = &thread->python;
 	found = &thread->found_code;
+	header = found->header;
 	bias = thread->interpreted.bias;
-	if (!read_text(interpreter, bias, word_at(python, layout->code_name), &found->name))
+	if (!read_text(interpreter, bias, word_at(python, layout->code_name), &found->name, header))
 		return -INTERPRETED_UNREADABLE;
 	lines = word_at(python, layout->code_lines);
 	found->first_line = number_at(python, layout->code_line);
@@ -113,8 +118,8 @@ __noinline int number_of_python_code(struct thread *thread)
 	number = bpf_map_lookup_elem(&code_numbers, &key);
 	if (number)
 		return *number;
-	if (!read_text(interpreter, bias, word_at(python, layout->code_file), &found->file) ||
-	    bpf_probe_read_user(header, sizeof(header), (void *)(lines + OBJECT_TYPE)) ||
+	if (!read_text(interpreter, bias, word_at(python, layout->code_file), &found->file, header) ||
+	    bpf_probe_read_user(header, 2 * sizeof(*header), (void *)(lines + OBJECT_TYPE)) ||
 	    header[0] != interpreter->bytes_type + bias)
 		return -INTERPRETED_UNREADABLE;
 	found->interpreter = row;
@@ -122,8 +127,7 @@ __noinline int number_of_python_code(struct thread *thread)
 	found->lines_bytes = header[1] < MAX_LINE_PIECES * CODE_PIECE_BYTES
 				     ? header[1]
 				     : MAX_LINE_PIECES * CODE_PIECE_BYTES;
-	row = keep_code(thread);
-	return row ? row : -INTERPRETED_NO_ROOM;
+	return 0;
 }
 
 /* Opens a loop; its mark may come later. */
@@ -223,8 +227,10 @@ __noinline int look_at_python_code(struct thread *thread)
 	if (word_at(python, OBJECT_TYPE) != interpreter->code_type + thread->interpreted.bias)
 		return -INTERPRETED_NO_CODE;
 	number = number_of_python_code(thread);
-	if (number <= 0)
-		return number ? number : -INTERPRETED_NO_CODE;
+	if (number < 0)
+		return number;
+	if (!number)
+		return CODE_IS_NEW;
 	known = known_code(python, code);
 	known->code = code;
 	known->number = number;
@@ -245,7 +251,6 @@ __noinline int take_python_frame(struct thread *thread)
 	struct known_code *known;
 	struct python *python;
 	__u32 row, kind = 0;
-	int err;
 
 	if (!thread)
 		return PYTHON_DONE;
@@ -263,23 +268,22 @@ __noinline int take_python_frame(struct thread *thread)
 	position = frame_word(python, frame, layout->frame_position);
 	if (layout->frame_kind)
 		kind = (frame_word(python, frame, layout->frame_kind) >> (layout->frame_kind & 7) * 8) & 0xff;
-	python->frame = caller;
 	if (layout->loops == PYTHON_LOOP_CALLED && kind >= layout->first_kind) {
 		/* it lies in the frame of the loop that has run the frames before */
 		__u32 begin = python->loop_begin;
 
+		python->frame = caller;
 		if (begin < INTERPRETED_WORDS)
 			thread->interpreted.words[begin] = frame;
 		return caller && open_loop(thread, MARK_BY_CODE);
 	}
 
 	known = known_code(python, code);
-	if (!code || known->code != code || !interpreter->ends_seen) {
+	if (!code || known->code != code || (!interpreter->ends_seen && python->looked_at != frame)) {
 		thread->found_code.address = code;
-		err = look_at_python_code(thread);
-		if (err)
-			return give_up(thread, -err);
+		return PYTHON_NEEDS_CODE;
 	}
+	python->frame = caller;
 	if (layout->code_instructions)
 		position = (position - (code + layout->code_instructions)) >> 1;
 	else
@@ -330,6 +334,22 @@ static __always_inline __u64 python_thread(struct thread *thread, const struct i
 	return 0;
 }
 
+/* Looks at the code of the next frame; gives whether that can be shown. */
+static __always_inline int know_python_code(struct thread *thread)
+{
+	int err = look_at_python_code(thread);
+
+	/* not where it is met: the more calls lie within each other, the less stack each has */
+	if (err == CODE_IS_NEW)
+		err = keep_code() ? look_at_python_code(thread) : -INTERPRETED_NO_ROOM;
+	if (err == CODE_IS_NEW)
+		err = -INTERPRETED_NO_CODE;
+	if (err)
+		return give_up(thread, -err);
+	thread->python.looked_at = thread->python.frame;
+	return PYTHON_GOES_ON;
+}
+
 /* Finds the innermost frame, and the record of the loop that runs it; gives whether there is one. */
 static __always_inline bool begin_python(struct thread *thread, const struct python_layout *layout,
 					 __u64 state)
@@ -339,6 +359,7 @@ static __always_inline bool begin_python(struct thread *thread, const struct pyt
 
 	python->loop_begin = 0;
 	python->frames_size = 0;
+	python->looked_at = 0;
 	if (bpf_probe_read_user(&frame, sizeof(frame), (void *)(state + layout->thread_frame)))
 		return false;
 	if (layout->through_loop) {
@@ -384,8 +405,14 @@ static __always_inline void take_python_frames(struct thread *thread, const stru
 		return;
 	forget_ended_code(thread);
 	open_loop(thread, thread->python.loop);
-	for (i = 0; i < INTERPRETED_WORDS; i++) {
-		if (!take_python_frame(thread))
+	for (i = 0; i < 2 * INTERPRETED_WORDS; i++) {
+		int next = take_python_frame(thread);
+
+		/* here, and not where it is met: the more calls lie within each other, the less stack each
+		 * has */
+		if (next == PYTHON_NEEDS_CODE)
+			next = know_python_code(thread);
+		if (next == PYTHON_DONE)
 			return;
 	}
 }
