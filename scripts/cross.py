@@ -14,6 +14,7 @@ from debian import Archive, Unavailable
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / "target/cross"
+CARGO_HOME = Path(os.environ.get("CARGO_HOME", Path.home() / ".cargo"))
 TRIPLET = "aarch64-linux-gnu"
 RUST_TARGET = "aarch64-unknown-linux-gnu"
 SUITES = ("bookworm", "bookworm-security")
@@ -46,7 +47,7 @@ class Toolchain:
             "LIBBPF_SYS_LIBRARY_PATH_x86_64_unknown_linux_gnu": "/usr/lib/x86_64-linux-gnu",
             "MEMLEAK_SYSROOT": self.folder,
             # no path of this machine goes into the binary
-            "RUSTFLAGS": f"-C target-feature=+crt-static --remap-path-prefix={ROOT}=.",
+            "RUSTFLAGS": f"-C target-feature=+crt-static --remap-path-prefix={ROOT}=. --remap-path-prefix={CARGO_HOME}=cargo",
         }
 
 
