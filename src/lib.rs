@@ -20,6 +20,7 @@ pub mod output;
 pub mod probes;
 pub mod process;
 pub mod publish;
+pub mod reachability;
 pub mod reader;
 pub mod recording;
 pub mod session;
