@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser as _};
 
+use memleak::analysis::runtimes;
 use memleak::stderr::say;
 use memleak::{check, cli, man, offline, options, process, reader, session};
 
@@ -22,6 +23,13 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) => return usage_error(&error),
     };
+    let output = match &arguments.mode {
+        Some(cli::Command::Report(report)) => &report.output,
+        _ => &arguments.live.output,
+    };
+    if output.lists_suppressions() {
+        return list_suppressions();
+    }
     match arguments.mode {
         Some(cli::Command::Report(report)) => {
             return match offline::run(*report) {
@@ -60,6 +68,17 @@ fn print_completions(shell: clap_complete::Shell) -> ExitCode {
     match std::io::stdout().write_all(&text) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("failed to write completions: {error}"), 1),
+    }
+}
+
+fn list_suppressions() -> ExitCode {
+    let mut out = std::io::stdout();
+    let written = runtimes::KEPT
+        .iter()
+        .try_for_each(|kept| writeln!(out, "{}", kept.what));
+    match written {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
     }
 }
 

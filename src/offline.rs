@@ -55,6 +55,10 @@ pub fn run(arguments: ReportArguments) -> Result<u8> {
         if let Some(warning) = warning(&findings.report.losses) {
             say!("warning: {warning}");
         }
+        let look = findings.report.look.as_ref();
+        if let Some(why) = look.and_then(|look| look.failed.as_ref()) {
+            say!("warning: what is lost can't be told: {why}");
+        }
     }
     let published = publisher.publish(&recording, &findings)?;
     published.notes.iter().for_each(|note| say!("{note}"));

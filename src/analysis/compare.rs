@@ -5,6 +5,7 @@ use std::collections::HashMap;
 
 use super::identity::{Precision, identity};
 use crate::model::report::Entry;
+use crate::model::snapshot::Amount;
 
 /// What an earlier run left outstanding, by stack.
 #[derive(Clone, Debug, Default)]
@@ -73,6 +74,9 @@ impl Held {
         (bytes > 0).then(|| Entry {
             bytes,
             count: count.max(1),
+            reach: entry
+                .reach
+                .map(|reach| reach.within(Amount { bytes, count })),
             ..entry.clone()
         })
     }
@@ -102,6 +106,7 @@ mod tests {
             bytes,
             count,
             oldest_ns: None,
+            reach: None,
             frames,
         }
     }

@@ -7,9 +7,11 @@ use super::blame::Blame;
 use super::compare::Baseline;
 use super::gate::Outcome;
 use super::growth::{self, Growth};
+use super::runtimes;
 use super::suppress::Suppressions;
 use crate::model::report::{Entry, Report};
 use crate::model::run::{Headroom, Recording};
+use crate::model::snapshot::{Amount, Look, Reach};
 
 /// What to leave out of reports.
 #[derive(Clone, Debug, Default)]
@@ -18,6 +20,8 @@ pub struct Filter {
     pub suppressions: Option<Suppressions>,
     /// Leave out what this earlier run held already.
     pub baseline: Option<Baseline>,
+    /// What runtimes keep to the end counts as a leak, where lost and held can't be told apart.
+    pub counts_runtimes: bool,
 }
 
 /// Memory that was left out of a report.
@@ -66,6 +70,10 @@ pub struct Findings {
     pub left_out: LeftOut,
     /// Who is to blame for stacks.
     pub blame: Blame,
+    /// What counts as a leak: what is lost or undecided, and all that is outstanding where that was not told.
+    pub leak: Amount,
+    /// What does not, where it was not told, as runtimes keep it to the end of every program.
+    pub kept_by_runtimes: Hidden,
     /// Numbers of the recording's stacks that the filter left out altogether.
     pub hidden_stacks: Vec<usize>,
 }
@@ -76,15 +84,27 @@ impl Findings {
         self.report.losses.may_lack_frees()
     }
 
+    /// What is lost, where that was told.
+    fn lost(&self) -> Option<Amount> {
+        let look = self.report.look.as_ref();
+        look.filter(|look| look.failed.is_none())
+            .map(Look::all_lost)
+    }
+
     /// What gates look at.
     pub fn outcome(&self) -> Outcome {
         Outcome {
-            stacks: self.report.total_stacks,
+            stacks: self
+                .report
+                .total_stacks
+                .saturating_sub(self.kept_by_runtimes.stacks),
             bytes: self.report.total_bytes,
             count: self.report.total_count,
             growing: self.growing.len() as u64,
             growth_is_doubtful: self.growth_is_doubtful(),
             unseen: self.report.losses.silent > 0,
+            leak: self.leak,
+            lost: self.lost(),
         }
     }
 }
@@ -174,7 +194,24 @@ impl Hidden {
 
 fn with_entries(report: Report, entries: Vec<Entry>) -> Report {
     let sum = |value: fn(&Entry) -> u64| entries.iter().map(value).fold(0, u64::saturating_add);
+    let look = report.look.map(|look| {
+        let judged = entries
+            .iter()
+            .filter_map(|entry| Some((entry, entry.reach?)));
+        let reach = judged
+            .clone()
+            .fold(Reach::default(), |sum, (_, reach)| sum.plus(reach));
+        let all = judged.fold(Amount::default(), |sum, (entry, _)| {
+            sum.plus(entry.amount())
+        });
+        Look {
+            reach,
+            held: all.minus(reach.not_held()),
+            ..look
+        }
+    });
     let mut report = Report {
+        look,
         total_stacks: entries.len() as u64,
         total_bytes: sum(|entry| entry.bytes),
         total_count: sum(|entry| entry.count),
@@ -216,8 +253,12 @@ pub fn findings(recording: &Recording, filter: &Filter, blame: &Blame) -> Findin
         .collect();
     shown.sort_by_key(|(entry, _)| (entry.bytes, entry.count));
     let (entries, growth) = shown.into_iter().unzip();
+    let report = with_entries(report, entries);
+    let (leak, kept_by_runtimes) = leak(&report, filter.counts_runtimes);
     Findings {
-        report: with_entries(report, entries),
+        report,
+        leak,
+        kept_by_runtimes,
         growth,
         growing: growing(recording, &verdicts, filter),
         headroom: recording
@@ -229,6 +270,31 @@ pub fn findings(recording: &Recording, filter: &Filter, blame: &Blame) -> Findin
         blame: blame.clone(),
         hidden_stacks,
     }
+}
+
+/// What counts as a leak, and what of the rest is not known to be held but kept by runtimes.
+fn leak(report: &Report, counts_runtimes: bool) -> (Amount, Hidden) {
+    let mut leak = report
+        .look
+        .as_ref()
+        .map_or(Amount::default(), |look| look.before.all_lost());
+    let mut by_runtimes = Hidden::default();
+    for entry in &report.entries {
+        let (lost, unknown) = match entry.reach {
+            Some(reach) => (reach.all_lost(), reach.undecided),
+            None => (Amount::default(), entry.amount()),
+        };
+        leak = leak.plus(lost);
+        let is_runtimes = || runtimes::keeps(entry.frames.as_deref());
+        if unknown.count > 0 && !counts_runtimes && is_runtimes() {
+            by_runtimes.stacks += 1;
+            by_runtimes.bytes += unknown.bytes;
+            by_runtimes.count += unknown.count;
+        } else {
+            leak = leak.plus(unknown);
+        }
+    }
+    (leak, by_runtimes)
 }
 
 /// The last snapshot as a report, with the number of each entry's stack.
@@ -288,6 +354,7 @@ fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
         bytes: verdict.growth.last_bytes,
         count: figure.map_or(0, |figure| figure.count),
         oldest_ns: figure.and_then(|figure| figure.oldest_ns),
+        reach: None,
         frames: stack.frames.clone(),
     }
 }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::model::snapshot::Amount;
 use crate::values;
 
 /// A condition that `--fail-on` names.
@@ -11,8 +12,10 @@ use crate::values;
 pub enum Gate {
     /// Some stack grows.
     Growth,
-    /// Anything is outstanding in the last report.
+    /// Anything is lost in the last report, or outstanding where that can't be told.
     Leak,
+    /// At least this many bytes are lost in the last report.
+    Lost(u64),
     /// At least this many bytes are outstanding in the last report.
     Bytes(u64),
     /// At least this many allocations are outstanding in the last report.
@@ -24,6 +27,8 @@ impl fmt::Display for Gate {
         match self {
             Gate::Growth => write!(f, "growth"),
             Gate::Leak => write!(f, "leak"),
+            Gate::Lost(1) => write!(f, "lost"),
+            Gate::Lost(bytes) => write!(f, "lost={bytes}"),
             Gate::Bytes(bytes) => write!(f, "bytes={bytes}"),
             Gate::Count(count) => write!(f, "count={count}"),
         }
@@ -37,6 +42,8 @@ impl FromStr for Gate {
         match text.split_once('=') {
             None if text == "growth" => Ok(Gate::Growth),
             None if text == "leak" => Ok(Gate::Leak),
+            None if text == "lost" => Ok(Gate::Lost(1)),
+            Some(("lost", size)) => at_least_one(values::size(size)?).map(Gate::Lost),
             Some(("bytes", size)) => at_least_one(values::size(size)?).map(Gate::Bytes),
             Some(("count", count)) => {
                 let count = count
@@ -44,7 +51,7 @@ impl FromStr for Gate {
                     .map_err(|_| format!("{count:?} is not a number"))?;
                 at_least_one(count).map(Gate::Count)
             }
-            _ => Err("expected growth, leak, bytes=SIZE or count=N".to_owned()),
+            _ => Err("expected growth, leak, lost, lost=SIZE, bytes=SIZE or count=N".to_owned()),
         }
     }
 }
@@ -60,12 +67,16 @@ fn at_least_one(limit: u64) -> Result<u64, String> {
 /// What gates look at: the last report and the verdicts, after comparison and suppressions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Stacks with outstanding memory.
+    /// Stacks with outstanding memory, without what runtimes keep.
     pub stacks: u64,
     /// Outstanding bytes.
     pub bytes: u64,
     /// Outstanding allocations.
     pub count: u64,
+    /// What counts as a leak: the lost and the undecided; all of it where that was not told.
+    pub leak: Amount,
+    /// What is lost, where that was told.
+    pub lost: Option<Amount>,
     /// Stacks that grow.
     pub growing: u64,
     /// They may only look so, as frees may have been missed.
@@ -104,8 +115,14 @@ fn reason(gate: Gate, outcome: Outcome) -> Option<String> {
         growing,
         growth_is_doubtful,
         unseen,
+        leak,
+        lost,
     } = outcome;
     match gate {
+        // an empty block is lost as well
+        Gate::Lost(limit) if lost.is_some() => lost
+            .filter(|lost| lost.bytes >= limit || (limit == 1 && lost.count > 0))
+            .map(|lost| format!("{} lost", amount(lost))),
         _ if unseen => Some("nothing was seen: no probed function was called".to_owned()),
         Gate::Growth if growing > 0 && growth_is_doubtful => Some(format!(
             "{} of memory may grow, unless frees were missed",
@@ -116,13 +133,14 @@ fn reason(gate: Gate, outcome: Outcome) -> Option<String> {
             plural(growing, "stack"),
             grow(growing)
         )),
-        Gate::Leak if bytes > 0 || count > 0 => {
-            let (blocks, stacks) = (plural(count, "allocation"), plural(stacks, "stack"));
-            Some(format!(
-                "{} in {blocks} from {stacks} outstanding",
-                plural(bytes, "byte")
-            ))
+        Gate::Leak if leak.count > 0 && lost.is_some() => {
+            Some(format!("{} not known to be held", amount(leak)))
         }
+        Gate::Leak if leak.bytes > 0 || leak.count > 0 => {
+            let stacks = plural(stacks, "stack");
+            Some(format!("{} from {stacks} outstanding", amount(leak)))
+        }
+        Gate::Lost(_) => Some("what is lost could not be told".to_owned()),
         Gate::Bytes(limit) if bytes >= limit => {
             Some(format!("{} outstanding", plural(bytes, "byte")))
         }
@@ -131,6 +149,11 @@ fn reason(gate: Gate, outcome: Outcome) -> Option<String> {
         }
         _ => None,
     }
+}
+
+fn amount(amount: Amount) -> String {
+    let blocks = plural(amount.count, "allocation");
+    format!("{} in {blocks}", plural(amount.bytes, "byte"))
 }
 
 fn grow(stacks: u64) -> &'static str {
@@ -155,6 +178,8 @@ mod tests {
         assert_eq!(read("bytes=2GiB"), Ok(Gate::Bytes(2 << 30)));
         assert_eq!(read("bytes=1kb"), Ok(Gate::Bytes(1024)));
         assert_eq!(read("count=7"), Ok(Gate::Count(7)));
+        assert_eq!(read("lost"), Ok(Gate::Lost(1)));
+        assert_eq!(read("lost=64K"), Ok(Gate::Lost(64 << 10)));
         for wrong in [
             "",
             "leaks",
@@ -199,11 +224,55 @@ mod tests {
     }
 
     #[test]
+    fn what_is_lost_trips_where_it_is_told_and_where_it_can_not_be() {
+        let outcome = |bytes, count| Outcome {
+            lost: Some(Amount { bytes, count }),
+            leak: Amount { bytes, count },
+            bytes: 1000,
+            count: 10,
+            ..Outcome::default()
+        };
+        let gates = [Gate::Lost(1), Gate::Lost(64), Gate::Leak];
+        let tripped = |outcome| -> Vec<String> {
+            let tripped = check(&gates, outcome);
+            tripped
+                .iter()
+                .map(|t| format!("{}: {}", t.gate, t.why))
+                .collect()
+        };
+        assert!(tripped(outcome(0, 0)).is_empty());
+        let few = "63 bytes in 2 allocations";
+        assert_eq!(
+            tripped(outcome(63, 2)),
+            [
+                format!("lost: {few} lost"),
+                format!("leak: {few} not known to be held")
+            ]
+        );
+        assert_eq!(tripped(outcome(64, 1)).len(), 3);
+        // an empty block is lost as well
+        assert_eq!(
+            tripped(outcome(0, 1))[0],
+            "lost: 0 bytes in 1 allocation lost"
+        );
+        let untold = Outcome {
+            lost: None,
+            ..outcome(0, 0)
+        };
+        assert_eq!(tripped(untold)[0], "lost: what is lost could not be told");
+    }
+
+    #[test]
     fn gates_trip_at_their_limit_and_say_why() {
         let outcome = Outcome {
             stacks: 2,
             bytes: 100,
             count: 1,
+            leak: Amount {
+                bytes: 100,
+                count: 1,
+            },
+            lost: None,
             growing: 1,
             growth_is_doubtful: false,
             unseen: false,

@@ -139,6 +139,7 @@ mod tests {
             bytes,
             count: 1,
             oldest_ns: None,
+            reach: None,
             allocations: Vec::new(),
         };
         Snapshot {

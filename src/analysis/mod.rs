@@ -11,6 +11,7 @@ pub mod history;
 pub mod identity;
 pub mod kernel_memory;
 mod rank;
+pub mod runtimes;
 pub mod select;
 pub mod suppress;
 pub mod trend;

@@ -130,6 +130,7 @@ mod tests {
             bytes,
             count,
             oldest_ns: None,
+            reach: None,
             allocations: Vec::new(),
         }
     }

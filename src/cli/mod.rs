@@ -295,6 +295,38 @@ pub struct Arguments {
     #[arg(long, value_name = "PCT", help_heading = "Limits")]
     pub max_overhead: Option<f64>,
 
+    /// Tell blocks that nothing points to any more from those that are held: at the last report, on SIGUSR1, and when a
+    /// command ends. The target stands for a moment
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "auto",
+        help_heading = "Lost or held"
+    )]
+    pub lost: Option<LostChoice>,
+
+    /// Tell that at each Nth report as well
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "lost",
+        help_heading = "Lost or held"
+    )]
+    pub lost_every: Option<u64>,
+
+    /// The longest that the target may stand, in milliseconds, with --lost=auto
+    #[arg(
+        long,
+        value_name = "MS",
+        default_value = "200",
+        value_parser = values::milliseconds,
+        help_heading = "Lost or held"
+    )]
+    pub max_pause: u64,
+
     /// What to do with reports besides printing them.
     #[command(flatten)]
     pub live: LiveArguments,
@@ -353,4 +385,15 @@ pub enum UnwindChoice {
     Dwarf,
     /// frame pointers only
     Fp,
+}
+
+/// What `--lost` chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LostChoice {
+    /// stand for registers and stacks; once more for all of the memory, if something seems lost and it is quick
+    Auto,
+    /// stand for registers and stacks only
+    Live,
+    /// stand for all of the memory, however long that takes
+    Stop,
 }

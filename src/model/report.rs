@@ -7,7 +7,7 @@ use std::sync::{Arc, LazyLock};
 use serde::{Deserialize, Serialize};
 
 use crate::model::losses::Losses;
-use crate::model::snapshot::{Allocation, Class, WallTime};
+use crate::model::snapshot::{Allocation, Amount, Class, Look, Reach, WallTime};
 
 /// An object (executable, shared library, kernel or kernel module) that code belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -120,8 +120,20 @@ pub struct Entry {
     pub count: u64,
     /// Age of the oldest allocation in ns, where known.
     pub oldest_ns: Option<u64>,
+    /// How much of it can't be reached, where that was looked at.
+    pub reach: Option<Reach>,
     /// The stack, innermost frame first; `None` when it could not be stored.
     pub frames: Option<Vec<Frame>>,
+}
+
+impl Entry {
+    /// What it holds.
+    pub fn amount(&self) -> Amount {
+        Amount {
+            bytes: self.bytes,
+            count: self.count,
+        }
+    }
 }
 
 /// One live block, as reports list it.
@@ -173,6 +185,8 @@ pub struct Report {
     pub total_bytes: u64,
     /// Allocations over all stacks, shown or not.
     pub total_count: u64,
+    /// What a look at the target's memory came to, where there was one.
+    pub look: Option<Look>,
     /// Whether the figures are estimates scaled up from a sample.
     pub estimated: bool,
     /// What was lost since the start.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::model::losses::Losses;
 use crate::model::report::{Entry, Frame, ProcessEntry, Report};
-use crate::model::snapshot::{Class, WallTime};
+use crate::model::snapshot::{Class, Look, Reach, WallTime};
 
 /// A run of memleak, or of a tool whose log was imported, as far as its file tells.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -152,6 +152,10 @@ pub struct SnapshotRecord {
     pub figures: Vec<Figure>,
     /// Whether a stack that `figures` leaves out held nothing. Logs list only the top stacks: there it is unknown.
     pub complete: bool,
+    /// How much can't be reached, parallel to `figures`; empty where that was not looked at.
+    pub reach: Vec<Reach>,
+    /// What a look at the target's memory came to, where there was one.
+    pub look: Option<Look>,
     /// Whether the figures are estimates scaled up from a sample.
     pub estimated: bool,
     /// What was lost since the start.
@@ -265,8 +269,15 @@ impl Recording {
     pub fn without_stacks(&self, hidden: &BTreeSet<usize>) -> Recording {
         let mut shown = self.clone();
         for snapshot in &mut shown.snapshots {
-            let figures = &mut snapshot.figures;
-            figures.retain(|figure| !hidden.contains(&(figure.stack as usize)));
+            let keeps: Vec<bool> = snapshot
+                .figures
+                .iter()
+                .map(|figure| !hidden.contains(&(figure.stack as usize)))
+                .collect();
+            let mut keep = keeps.iter();
+            snapshot.figures.retain(|_| keep.next() == Some(&true));
+            let mut keep = keeps.iter();
+            snapshot.reach.retain(|_| keep.next() == Some(&true));
         }
         shown
     }
@@ -277,7 +288,7 @@ impl Recording {
         let entries: Vec<Entry> = self
             .ranked(index)
             .into_iter()
-            .filter_map(|at| self.entry(&snapshot.figures[at]))
+            .filter_map(|at| self.entry(snapshot, at))
             .collect();
         let mut report = Report {
             time: snapshot.time,
@@ -288,6 +299,7 @@ impl Recording {
             total_stacks: snapshot.figures.len() as u64,
             total_bytes: snapshot.total_bytes(),
             total_count: snapshot.total_count(),
+            look: snapshot.look.clone(),
             estimated: snapshot.estimated,
             losses: snapshot.losses,
         };
@@ -326,7 +338,8 @@ impl Recording {
         places
     }
 
-    fn entry(&self, figure: &Figure) -> Option<Entry> {
+    fn entry(&self, snapshot: &SnapshotRecord, at: usize) -> Option<Entry> {
+        let figure = snapshot.figures.get(at)?;
         let stack = self.stacks.get(figure.stack as usize)?;
         Some(Entry {
             tgid: stack.tgid,
@@ -335,6 +348,7 @@ impl Recording {
             bytes: figure.bytes,
             count: figure.count,
             oldest_ns: figure.oldest_ns,
+            reach: snapshot.reach.get(at).copied(),
             frames: stack.frames.clone(),
         })
     }

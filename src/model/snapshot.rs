@@ -1,6 +1,8 @@
 //! What the tracer saw at one moment: outstanding memory per stack, and the stacks.
 //! Data only: no maps, no symbols, no clocks, no formatting.
 
+use serde::{Deserialize, Serialize};
+
 use crate::model::losses::Losses;
 
 /// Frames that a stack can have at the most: what BCC's tools and the kernel's own stack maps keep.
@@ -90,6 +92,150 @@ pub struct Allocation {
     pub age_ns: u64,
 }
 
+/// Some blocks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Amount {
+    /// Their bytes.
+    pub bytes: u64,
+    /// How many there are.
+    pub count: u64,
+}
+
+impl Amount {
+    /// These and others.
+    pub fn plus(self, other: Amount) -> Amount {
+        Amount {
+            bytes: self.bytes.saturating_add(other.bytes),
+            count: self.count.saturating_add(other.count),
+        }
+    }
+
+    /// These without others.
+    pub fn minus(self, other: Amount) -> Amount {
+        Amount {
+            bytes: self.bytes.saturating_sub(other.bytes),
+            count: self.count.saturating_sub(other.count),
+        }
+    }
+
+    /// Of each figure the smaller.
+    pub fn min(self, other: Amount) -> Amount {
+        Amount {
+            bytes: self.bytes.min(other.bytes),
+            count: self.count.min(other.count),
+        }
+    }
+}
+
+/// How much of what is outstanding the program can't reach any more. The rest is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reach {
+    /// Nothing points to it.
+    pub lost: Amount,
+    /// Only lost blocks point to it.
+    pub lost_indirectly: Amount,
+    /// Only memory that memleak knows nothing of points to it.
+    pub undecided: Amount,
+}
+
+impl Reach {
+    /// What is lost, directly or not.
+    pub fn all_lost(self) -> Amount {
+        self.lost.plus(self.lost_indirectly)
+    }
+
+    /// What is not known to be held.
+    pub fn not_held(self) -> Amount {
+        self.all_lost().plus(self.undecided)
+    }
+
+    /// This and another.
+    pub fn plus(self, other: Reach) -> Reach {
+        Reach {
+            lost: self.lost.plus(other.lost),
+            lost_indirectly: self.lost_indirectly.plus(other.lost_indirectly),
+            undecided: self.undecided.plus(other.undecided),
+        }
+    }
+
+    /// What can be of it in a part of the memory: as much as goes in, the lost first.
+    pub fn within(self, part: Amount) -> Reach {
+        let lost = self.lost.min(part);
+        let lost_indirectly = self.lost_indirectly.min(part.minus(lost));
+        let undecided = self.undecided.min(part.minus(lost.plus(lost_indirectly)));
+        Reach {
+            lost,
+            lost_indirectly,
+            undecided,
+        }
+    }
+}
+
+/// What a look at the target's memory came to, besides each stack's share. The names of the fields are those in recordings
+/// and JSON: they are published.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Look {
+    /// Of the recorded blocks.
+    #[serde(flatten)]
+    pub reach: Reach,
+    /// Recorded blocks that the program can reach.
+    pub held: Amount,
+    /// Of the blocks that were allocated before memleak came, or that it was told to leave out.
+    pub before: Reach,
+    /// Such blocks that the program can reach.
+    pub before_held: Amount,
+    /// The longest that the target stood, in ns.
+    pub stood_ns: u64,
+    /// Whether what is lost was seen while the target stood, so that no pointer can have moved meanwhile.
+    pub confirmed: bool,
+    /// System calls of the target that the stop may have ended with EINTR, with how many threads.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub interrupted: Vec<String>,
+    /// What could not be looked at, and why.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
+    /// What leads to the held blocks, largest first, where that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub held_by: Vec<Holder>,
+    /// Why nothing can be told at all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+impl Look {
+    /// All that is lost, directly or not, recorded or from before.
+    pub fn all_lost(&self) -> Amount {
+        self.reach.plus(self.before).all_lost()
+    }
+
+    /// This look and one at another process.
+    pub fn plus(mut self, other: Look) -> Look {
+        self.reach = self.reach.plus(other.reach);
+        self.held = self.held.plus(other.held);
+        self.before = self.before.plus(other.before);
+        self.before_held = self.before_held.plus(other.before_held);
+        self.stood_ns = self.stood_ns.max(other.stood_ns);
+        self.confirmed &= other.confirmed;
+        self.interrupted.extend(other.interrupted);
+        self.left_out.extend(other.left_out);
+        self.left_out.extend(other.failed);
+        self.held_by.extend(other.held_by);
+        self
+    }
+}
+
+/// What leads to held blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Holder {
+    /// What it is: "`g_cache` \[app\]", "the stack of thread 7".
+    pub name: String,
+    /// What it leads to.
+    #[serde(flatten)]
+    pub held: Amount,
+}
+
 /// What one stack of one process holds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Usage {
@@ -105,6 +251,8 @@ pub struct Usage {
     pub count: u64,
     /// Age of the oldest of them in ns, where ages are known.
     pub oldest_ns: Option<u64>,
+    /// How much of it can't be reached, where that was looked at.
+    pub reach: Option<Reach>,
     /// The blocks themselves, by address; filled only when they were asked for.
     pub allocations: Vec<Allocation>,
 }
@@ -118,6 +266,8 @@ pub struct Snapshot {
     pub monotonic_ns: u64,
     /// What is outstanding, in no particular order.
     pub usage: Vec<Usage>,
+    /// What a look at the target's memory came to, where there was one.
+    pub look: Option<Look>,
     /// Whether the figures are scaled up from a sample.
     pub estimated: bool,
     /// What was lost since the start.

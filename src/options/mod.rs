@@ -11,13 +11,15 @@ use std::time::Duration;
 use wildmatch::WildMatch;
 
 use crate::analysis::SortKey;
+use crate::analysis::gate::Gate;
 use crate::analysis::select::Selection;
-use crate::cli::{Arguments, SiteChoice, UnwindChoice};
+use crate::cli::{Arguments, LostChoice, SiteChoice, UnwindChoice};
 use crate::model::capture::{Sampling, Unwind};
 use crate::model::snapshot::MAX_STACK_DEPTH;
 use crate::probes::{Operation, OwnFunction, ProbeAt};
 use crate::process::Names;
 use crate::publish::LiveArguments;
+use crate::reachability::Mode;
 use crate::symbolize::Naming;
 
 /// One sample in a GiB: what the programs' arithmetic can hold.
@@ -111,6 +113,15 @@ pub struct Reporting {
     pub user_pages: bool,
 }
 
+/// When and how lost blocks are told from held ones, besides at the end and when asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost {
+    /// When the target may stand.
+    pub mode: Mode,
+    /// At each report of this number as well.
+    pub every: Option<u64>,
+}
+
 /// Everything that the user asked for.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
@@ -144,6 +155,8 @@ pub struct Options {
     pub recording: Recording,
     /// How reports look.
     pub reporting: Reporting,
+    /// Whether lost blocks are told from held ones.
+    pub lost: Option<Lost>,
     /// What to do with reports besides printing them.
     pub live: LiveArguments,
     /// Say what is probed and how.
@@ -192,7 +205,8 @@ pub fn validate(arguments: Arguments, find: impl Fn(&str) -> Vec<u32>) -> Result
     if arguments.user.is_some() && !matches!(target, TargetOption::Command(_)) {
         return Err("--user is for a command (-c or --)".into());
     }
-    refuse_other_target(&arguments, target == TargetOption::Kernel)?;
+    let is_kernel = target == TargetOption::Kernel;
+    refuse_other_target(&arguments, is_kernel)?;
     Ok(Options {
         max_overhead: arguments.max_overhead,
         interval: Duration::from_secs_f64(seconds),
@@ -215,6 +229,7 @@ pub fn validate(arguments: Arguments, find: impl Fn(&str) -> Vec<u32>) -> Result
             debuginfod: arguments.naming.debuginfod.clone(),
         },
         trace: arguments.trace,
+        lost: validate_lost(&arguments, is_kernel)?,
         live: arguments.live.clone(),
         verbose: arguments.verbose,
         follow: arguments.follow,
@@ -382,6 +397,7 @@ fn refuse_other_target(arguments: &Arguments, kernel: bool) -> Result<(), String
         (arguments.no_mmap, "--no-mmap"),
         (arguments.max_overhead.is_some(), "--max-overhead"),
         (arguments.follow, "--follow"),
+        (arguments.lost.is_some(), "--lost"),
     ];
     let given = |options: &[(bool, &'static str)]| {
         options
@@ -401,6 +417,44 @@ fn refuse_other_target(arguments: &Arguments, kernel: bool) -> Result<(), String
             ))
         }),
     }
+}
+
+/// A gate on what is lost asks to tell it.
+fn validate_lost(arguments: &Arguments, kernel: bool) -> Result<Option<Lost>, String> {
+    let gate = arguments
+        .live
+        .output
+        .fail_on
+        .iter()
+        .any(|gate| matches!(gate, Gate::Lost(_)));
+    let choice = arguments.lost.or(gate.then_some(LostChoice::Auto));
+    let Some(choice) = choice else {
+        return Ok(None);
+    };
+    if gate && kernel {
+        return Err(
+            "--fail-on lost needs a process: name one with -p, or a command with -c".into(),
+        );
+    }
+    if arguments.lost_every == Some(0) {
+        return Err("--lost-every must be at least 1".into());
+    }
+    if arguments.combined_only {
+        return Err("--lost needs every block: leave out --combined-only".into());
+    }
+    if arguments.system {
+        return Err("--lost makes its target stand: name processes instead of --system".into());
+    }
+    Ok(Some(Lost {
+        mode: match choice {
+            LostChoice::Auto => Mode::Auto {
+                max_pause: Duration::from_millis(arguments.max_pause),
+            },
+            LostChoice::Live => Mode::Live,
+            LostChoice::Stop => Mode::Stop,
+        },
+        every: arguments.lost_every,
+    }))
 }
 
 fn glob(pattern: &Option<String>) -> Option<WildMatch> {

@@ -15,7 +15,7 @@ use crate::analysis::identity::{self, Precision};
 use crate::model::losses::Losses;
 use crate::model::report::{Entry, Frame, Function, Language, ListedAllocation, ProcessEntry};
 use crate::model::run::Header;
-use crate::model::snapshot::{Allocation, WallTime};
+use crate::model::snapshot::{Allocation, Look, Reach, WallTime};
 use crate::visible::{Spelling, Visible};
 
 /// What the document's `format` says.
@@ -51,6 +51,8 @@ struct Document<'a> {
     duration_ns: u64,
     estimated: bool,
     totals: Totals,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    lost_or_held: Option<&'a Look>,
     losses: Losses,
     suppressed: SuppressedPart<'a>,
     in_baseline: Totals,
@@ -118,6 +120,8 @@ struct EntryPart<'a> {
     count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest_ns: Option<u64>,
+    #[serde(flatten)]
+    reach: Option<Reach>,
     growth: GrowthPart,
     blame: Option<BlamePart>,
     frames: Option<Vec<FramePart<'a>>>,
@@ -230,6 +234,7 @@ fn document<'a>(
             bytes: report.total_bytes,
             count: report.total_count,
         },
+        lost_or_held: report.look.as_ref(),
         losses: report.losses,
         suppressed: suppressed_part(findings),
         in_baseline: totals(&findings.left_out.known),
@@ -307,6 +312,7 @@ fn entry_part<'a>(entry: &'a Entry, growth: &Growth, blame: &Blame) -> EntryPart
         bytes: entry.bytes,
         count: entry.count,
         oldest_ns: entry.oldest_ns,
+        reach: entry.reach,
         growth: growth_part(growth),
         blame: frames
             .and_then(|frames| blame.culprit(frames))

@@ -5,6 +5,7 @@ pub mod folded;
 pub mod growth;
 pub mod html;
 pub mod json;
+mod lost;
 pub mod pprof;
 mod text;
 mod trace;

@@ -12,6 +12,7 @@ use flate2::{Compression, GzBuilder};
 use prost::Message;
 
 use crate::model::report::{Entry, Frame, Function, Module, Report};
+use crate::model::snapshot::Reach;
 use proto::{Label, Line, Location, Mapping, Profile, Sample, ValueType};
 
 /// Bytes of a page: mappings are said to end on one.
@@ -73,6 +74,20 @@ fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
         default_sample_type,
         ..Profile::default()
     }
+}
+
+/// What most of a stack's bytes are.
+fn state_of(entry: &Entry, reach: Reach) -> &'static str {
+    let held = entry.bytes.saturating_sub(reach.not_held().bytes);
+    let states = [
+        (reach.lost.bytes, "lost"),
+        (reach.lost_indirectly.bytes, "lost indirectly"),
+        (reach.undecided.bytes, "undecided"),
+        (held, "held"),
+    ];
+    // of several that are equal, the first
+    let most = states.into_iter().rev().max_by_key(|(bytes, _)| *bytes);
+    most.map_or("held", |(_, state)| state)
 }
 
 /// The tables of a profile in the making. Ids count from 1; 0 means none.
@@ -177,6 +192,14 @@ impl Builder {
             labels.push(Label {
                 key: self.text("pid"),
                 num: i64::from(entry.tgid),
+                ..Label::default()
+            });
+        }
+        if let Some(reach) = entry.reach {
+            let state = state_of(entry, reach);
+            labels.push(Label {
+                key: self.text("reach"),
+                str: self.text(state),
                 ..Label::default()
             });
         }

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
-use super::units;
+use super::{lost, units};
 use crate::analysis::blame::Blame;
 use crate::analysis::calls::calls;
 use crate::model::report::{Entry, Frame, Function, ListedAllocation, ProcessEntry, Report};
@@ -24,7 +24,11 @@ pub fn write_text(report: &Report, blame: &Blame, out: &mut impl Emphasis) -> io
     match report.processes.is_empty() {
         true => write_part(report, blame, |_| true, out),
         false => write_processes(report, blame, out),
-    }
+    }?;
+    report
+        .look
+        .as_ref()
+        .map_or(Ok(()), |look| lost::write(look, out))
 }
 
 /// What belongs to the processes that are wanted: blocks, then stacks.
@@ -124,8 +128,10 @@ fn write_entry(
     let about = if estimated { "~" } else { "" };
     writeln!(
         out,
-        "\t{about}{} bytes in {about}{} allocations from stack",
-        entry.bytes, entry.count
+        "\t{about}{} bytes in {about}{} allocations from stack{}",
+        entry.bytes,
+        entry.count,
+        lost::suffix(entry, about)
     )?;
     let Some(frames) = &entry.frames else {
         return writeln!(out, "\t\t[stack not stored]");
@@ -268,6 +274,7 @@ mod tests {
             bytes,
             count,
             oldest_ns: None,
+            reach: None,
             frames,
         };
         Report {

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::analysis::gate::Gate;
 use crate::analysis::identity::Precision;
@@ -64,7 +64,18 @@ pub struct OutputArguments {
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     pub suppressions: Option<PathBuf>,
 
-    /// Fail on growth, leak, bytes=SIZE or count=N; may be repeated
+    /// What runtimes keep to the end of every program does not count as a leak, where lost can't be told from held: on,
+    /// off, or list it and leave
+    #[arg(
+        long,
+        value_enum,
+        value_name = "HOW",
+        default_value = "on",
+        help_heading = "Gates"
+    )]
+    pub builtin_suppressions: BuiltIn,
+
+    /// Fail on growth, leak, lost, lost=SIZE, bytes=SIZE or count=N; may be repeated. lost asks for --lost
     #[arg(
         long,
         value_name = "GATE",
@@ -85,7 +96,24 @@ pub struct OutputArguments {
     pub error_exitcode: u8,
 }
 
+/// What `--builtin-suppressions` chooses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum BuiltIn {
+    /// they apply
+    #[default]
+    On,
+    /// they don't
+    Off,
+    /// print them
+    List,
+}
+
 impl OutputArguments {
+    /// Whether the built-in suppressions are to be listed, and nothing else done.
+    pub fn lists_suppressions(&self) -> bool {
+        self.builtin_suppressions == BuiltIn::List
+    }
+
     /// The files that outputs go to.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         [

@@ -176,6 +176,7 @@ mod tests {
             bytes,
             count: 1,
             oldest_ns: None,
+            reach: None,
             frames,
         };
         Report {

@@ -12,12 +12,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-pub use self::arguments::{NamingArguments, OutputArguments};
+pub use self::arguments::{BuiltIn, NamingArguments, OutputArguments};
 pub use self::live::{LiveArguments, LiveRun};
 use crate::analysis::blame::Blame;
 use crate::analysis::compare::Baseline;
 use crate::analysis::findings::{self, Filter, Findings, Hidden};
-use crate::analysis::gate::{self, Tripped};
+use crate::analysis::gate::{self, Gate, Tripped};
 use crate::analysis::growth;
 use crate::analysis::identity::Precision;
 use crate::analysis::suppress::Suppressions;
@@ -62,6 +62,7 @@ impl Publisher {
         let filter = Filter {
             suppressions: suppressions(&arguments)?,
             baseline: baseline(&arguments)?,
+            counts_runtimes: arguments.builtin_suppressions == BuiltIn::Off,
         };
         Ok(Publisher {
             blame: Blame::new(&arguments.blame_skip),
@@ -127,6 +128,7 @@ impl Publisher {
             notes
                 .push("no mark was set, which SIGUSR2 does in a live run: all is shown".to_owned());
         }
+        notes.extend(self.kept_note(findings));
         notes.extend(
             tripped
                 .iter()
@@ -208,6 +210,19 @@ impl Publisher {
             hidden.extend(named.map(|(at, _)| at));
         }
         hidden
+    }
+
+    /// What the gate on leaks passes over is said.
+    fn kept_note(&self, findings: &Findings) -> Option<String> {
+        let kept = &findings.kept_by_runtimes;
+        let judged = self.arguments.fail_on.contains(&Gate::Leak);
+        (judged && kept.count > 0).then(|| {
+            format!(
+                "{} bytes in {} allocations that runtimes keep to the end are no leak \
+                 (--builtin-suppressions=list names them, =off counts them)",
+                kept.bytes, kept.count
+            )
+        })
     }
 
     fn filter_notes(&self, findings: &Findings) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::model::report::{Entry, Frame, Report};
 use crate::model::run::{Figure, Header, Headroom, Reason, Recording, SnapshotRecord, StackRecord};
-use crate::model::snapshot::Class;
+use crate::model::snapshot::{Class, Reach};
 
 /// What a report does not tell about its moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -19,6 +19,15 @@ pub struct Moment {
     pub rss_bytes: Option<u64>,
     /// What the target can still take before it meets its limit.
     pub headroom: Option<Headroom>,
+}
+
+/// What a stack holds at one moment, with all that is known of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// The figures.
+    pub figure: Figure,
+    /// How much can't be reached, where that was looked at.
+    pub reach: Option<Reach>,
 }
 
 /// A recording in the making.
@@ -87,13 +96,16 @@ impl Collector {
         for process in &report.processes {
             self.name_process(process.tgid, &process.name);
         }
-        let figures = self.figures(&report.entries);
+        let rows = self.rows(&report.entries);
+        let reach: Option<Vec<Reach>> = rows.iter().map(|row| row.reach).collect();
         self.push_snapshot(SnapshotRecord {
             time: report.time,
             elapsed_ns: moment.elapsed_ns,
             reason: moment.reason,
-            figures,
+            figures: rows.into_iter().map(|row| row.figure).collect(),
             complete: true,
+            reach: reach.unwrap_or_default(),
+            look: report.look.clone(),
             estimated: report.estimated,
             losses: report.losses,
             rss_bytes: moment.rss_bytes,
@@ -120,20 +132,23 @@ impl Collector {
         }
     }
 
-    /// The figures of entries, by ascending number of their stacks; entries of one stack become one figure.
-    pub fn figures(&mut self, entries: &[Entry]) -> Vec<Figure> {
-        let mut figures: Vec<Figure> = entries
+    /// The figures of entries, by ascending number of their stacks; entries of one stack become one row.
+    pub fn rows(&mut self, entries: &[Entry]) -> Vec<Row> {
+        let mut rows: Vec<Row> = entries
             .iter()
-            .map(|entry| Figure {
-                stack: self.number_of(entry),
-                bytes: entry.bytes,
-                count: entry.count,
-                oldest_ns: entry.oldest_ns,
+            .map(|entry| Row {
+                figure: Figure {
+                    stack: self.number_of(entry),
+                    bytes: entry.bytes,
+                    count: entry.count,
+                    oldest_ns: entry.oldest_ns,
+                },
+                reach: entry.reach,
             })
             .collect();
-        figures.sort_by_key(|figure| figure.stack);
-        figures.dedup_by(|next, kept| next.stack == kept.stack && add(kept, next));
-        figures
+        rows.sort_by_key(|row| row.figure.stack);
+        rows.dedup_by(|next, kept| next.figure.stack == kept.figure.stack && add(kept, next));
+        rows
     }
 
     /// The number of a stack, which is added if it is new.
@@ -206,10 +221,12 @@ fn identity(
 }
 
 /// Adds `more` to `sum`; always true, so that it can end a condition.
-fn add(sum: &mut Figure, more: &Figure) -> bool {
-    sum.bytes = sum.bytes.saturating_add(more.bytes);
-    sum.count = sum.count.saturating_add(more.count);
-    sum.oldest_ns = sum.oldest_ns.max(more.oldest_ns);
+fn add(sum: &mut Row, more: &Row) -> bool {
+    let figure = &mut sum.figure;
+    figure.bytes = figure.bytes.saturating_add(more.figure.bytes);
+    figure.count = figure.count.saturating_add(more.figure.count);
+    figure.oldest_ns = figure.oldest_ns.max(more.figure.oldest_ns);
+    sum.reach = sum.reach.zip(more.reach).map(|(a, b)| a.plus(b));
     true
 }
 
@@ -241,6 +258,7 @@ mod tests {
             bytes,
             count: 1,
             oldest_ns: None,
+            reach: None,
             frames,
         }
     }

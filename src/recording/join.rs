@@ -68,13 +68,20 @@ fn step_ns(recording: &Recording) -> u64 {
 }
 
 fn renumber(snapshot: &mut SnapshotRecord, numbers: &[u32]) {
+    let reach = std::mem::take(&mut snapshot.reach);
+    let mut order: Vec<usize> = (0..snapshot.figures.len()).collect();
     for figure in &mut snapshot.figures {
         figure.stack = numbers
             .get(figure.stack as usize)
             .copied()
             .unwrap_or(figure.stack);
     }
-    snapshot.figures.sort_by_key(|figure| figure.stack);
+    order.sort_by_key(|&at| snapshot.figures[at].stack);
+    let figures = std::mem::take(&mut snapshot.figures);
+    snapshot.figures = order.iter().map(|&at| figures[at]).collect();
+    if !reach.is_empty() {
+        snapshot.reach = order.iter().map(|&at| reach[at]).collect();
+    }
 }
 
 #[cfg(test)]

@@ -289,6 +289,7 @@ impl LogBuilder {
             bytes,
             count,
             oldest_ns: None,
+            reach: None,
             frames,
         });
         self.in_entry = true;
@@ -362,7 +363,12 @@ impl LogBuilder {
             return;
         };
         let first_s = *self.first_s.get_or_insert(unix_s);
-        let figures: Vec<Figure> = self.collector.figures(&entries);
+        let figures: Vec<Figure> = self
+            .collector
+            .rows(&entries)
+            .into_iter()
+            .map(|row| row.figure)
+            .collect();
         self.collector.push_snapshot(SnapshotRecord {
             time: WallTime {
                 unix_ns: unix_s * 1_000_000_000,

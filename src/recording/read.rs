@@ -13,7 +13,7 @@ use crate::model::run::{
     Figure, Header, Headroom, Host, Limit, Reason, Recording, SnapshotRecord, Source, StackRecord,
     Target, TargetKind,
 };
-use crate::model::snapshot::{Class, WallTime};
+use crate::model::snapshot::{Amount, Class, Reach, WallTime};
 
 /// A recording and what a user should know about the file it came from.
 #[derive(Debug)]
@@ -254,6 +254,8 @@ impl Reader {
                 .unwrap_or_default(),
             figures: figures(&line)?,
             complete: line.complete,
+            reach: reach(&line)?,
+            look: line.look.map(|look| *look),
             estimated: line.estimated,
             losses: line.losses,
             rss_bytes: line.rss_bytes,
@@ -280,6 +282,21 @@ fn figures(line: &wire::SnapshotLine) -> Result<Vec<Figure>> {
         oldest_ns: line.oldest_ns.get(at).copied().flatten(),
     };
     Ok(line.stack.iter().enumerate().map(figure).collect())
+}
+
+fn reach(line: &wire::SnapshotLine) -> Result<Vec<Reach>> {
+    let length = line.reach.len();
+    ensure!(
+        length == 0 || length == line.stack.len(),
+        "columns of different lengths"
+    );
+    let amount = |bytes, count| Amount { bytes, count };
+    let reach = |&[lost, losts, indirect, indirects, undecided, undecideds]: &[u64; 6]| Reach {
+        lost: amount(lost, losts),
+        lost_indirectly: amount(indirect, indirects),
+        undecided: amount(undecided, undecideds),
+    };
+    Ok(line.reach.iter().map(reach).collect())
 }
 
 fn time_from(part: wire::TimePart) -> WallTime {

@@ -4,6 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::losses::Losses;
+use crate::model::snapshot::Look;
 
 /// What the first line's `format` says.
 pub const FORMAT: &str = "memleak-recording";
@@ -168,6 +169,11 @@ pub struct SnapshotLine {
     pub count: Vec<u64>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub oldest_ns: Vec<Option<u64>>,
+    /// Bytes and blocks lost, lost indirectly, undecided.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reach: Vec<[u64; 6]>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub look: Option<Box<Look>>,
 }
 
 /// What the target can still take.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::wire::{self, Hex, Line};
 use crate::model::report::{Frame, Function, Location, Module};
 use crate::model::run::{Header, Recording, SnapshotRecord, StackRecord};
-use crate::model::snapshot::WallTime;
+use crate::model::snapshot::{Reach, WallTime};
 use crate::visible::{Spelling, Visible};
 
 /// A recording file in the making.
@@ -178,7 +178,25 @@ fn snapshot_line(snapshot: &SnapshotRecord) -> wire::SnapshotLine {
             .filter(|_| ages_known)
             .map(|figure| figure.oldest_ns)
             .collect(),
+        reach: snapshot.reach.iter().map(reach_part).collect(),
+        look: snapshot.look.clone().map(Box::new),
     }
+}
+
+fn reach_part(reach: &Reach) -> [u64; 6] {
+    let Reach {
+        lost,
+        lost_indirectly,
+        undecided,
+    } = reach;
+    [
+        lost.bytes,
+        lost.count,
+        lost_indirectly.bytes,
+        lost_indirectly.count,
+        undecided.bytes,
+        undecided.count,
+    ]
 }
 
 fn time_part(time: WallTime) -> wire::TimePart {

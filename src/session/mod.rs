@@ -7,6 +7,7 @@ mod interpreters;
 mod interrupts;
 mod kernel;
 mod lines;
+mod lost;
 mod outputs;
 mod overhead;
 mod patched;
@@ -43,6 +44,7 @@ use crate::tracer::{self, Config, ProcessFilter, Single, Storage, Tracer};
 use choice::Chosen;
 use interpreters::Interpreters;
 use interrupts::Interrupts;
+use lost::LostOrHeld;
 use outputs::Outputs;
 use overhead::Overhead;
 use probing::{Probing, Scope};
@@ -117,14 +119,19 @@ pub fn run(options: &Options) -> Result<u8> {
         unprobed: None,
         overhead: None,
         expensive: 0,
+        lost: LostOrHeld::default(),
         reporter: Reporter::new(&options.reporting, outputs),
     };
     session.arm(&target, &candidates)?;
     let ended = session
         .announce(&target)
         .and_then(|()| session.take_in())
-        .and_then(|()| target.release())
+        .and_then(|()| {
+            session.lost = LostOrHeld::begin(options, &target);
+            target.release()
+        })
         .and_then(|()| session.trace(&target, &interrupts));
+    session.stop_watching();
     session.tracer.detach();
     // what came later had nothing either
     let unprobed = match session.tracer.activity()?.entries {
@@ -193,6 +200,7 @@ struct Session<'a> {
     overhead: Option<Overhead>,
     /// Intervals in a row in which the overhead was above the limit.
     expensive: u32,
+    lost: LostOrHeld,
     reporter: Reporter<'a>,
 }
 
@@ -207,6 +215,7 @@ impl Session<'_> {
         loop {
             let mut descriptors = self.tracer.descriptors();
             descriptors.extend(self.mapping_events.descriptors());
+            descriptors.extend(self.lost.descriptor());
             let deadline = schedule.deadline();
             let until = [
                 Some(deadline),
@@ -220,6 +229,7 @@ impl Session<'_> {
             let wake = wait::wait(interrupts, process, &descriptors, until)?;
             self.take_in()?;
             self.settle()?;
+            self.look_at_end()?;
             if let Some(overhead) = &mut self.overhead {
                 overhead.end_statistics(&self.tracer)?;
             }

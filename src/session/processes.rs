@@ -36,6 +36,8 @@ pub struct Processes {
     joining: BTreeMap<u32, Joining>,
     /// A command that is still to execute its program.
     held: Option<u32>,
+    /// The command that memleak started.
+    first: Option<u32>,
     /// Announcements of lives that were lost, and made up for.
     lost_lives: u64,
     /// When the first of those ended that have no last report yet.
@@ -77,6 +79,7 @@ impl Processes {
             queue: VecDeque::new(),
             joining: BTreeMap::new(),
             held,
+            first: held,
             lost_lives: 0,
             first_ended: None,
         }
@@ -110,6 +113,11 @@ impl Processes {
             .iter()
             .filter(|(_, known)| known.ended_ns.is_none())
             .map(|(pid, _)| *pid)
+    }
+
+    /// Whether a process is the command that memleak started.
+    pub fn is_first(&self, pid: u32) -> bool {
+        self.first == Some(pid)
     }
 
     /// What a process is called.

@@ -183,6 +183,7 @@ impl<'a> Reporter<'a> {
             total_stacks: ranking.total_stacks,
             total_bytes: ranking.total_bytes,
             total_count: ranking.total_count,
+            look: snapshot.look.clone(),
             estimated: snapshot.estimated,
             // names have been read by now
             losses: Losses {
@@ -245,6 +246,7 @@ fn entry(usage: &Usage, names: &mut impl Names) -> Result<Entry> {
         bytes: usage.bytes,
         count: usage.count,
         oldest_ns: usage.oldest_ns,
+        reach: usage.reach,
         frames: names.frames(usage)?,
     })
 }

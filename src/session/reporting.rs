@@ -11,7 +11,9 @@ use super::outputs::Occasion;
 use super::probing::Scope;
 use super::processes::Keepers;
 use super::reporter::Names;
-use super::{End, Session, interpreters, monotonic_ns, silence, unwinding, wall_time};
+use super::{
+    End, Session, interpreters, lost, monotonic_ns, silence, unwinding, wall_time,
+};
 use crate::analysis::select::Selection;
 use crate::languages::InterpretedFrame;
 use crate::model::report::{Frame, Language};
@@ -86,6 +88,7 @@ impl Session<'_> {
         reason: Reason,
         ended_only: bool,
     ) -> Result<()> {
+        let looked = self.look_for_lost(reason, ended_only)?;
         let now_ns = monotonic_ns();
         // what is older than now has a stack that can be finished now
         self.take_in()?;
@@ -94,7 +97,11 @@ impl Session<'_> {
         let mut filter = self.reporter.filter(older);
         filter.ended = ended.clone();
         filter.ended_only = ended_only && !self.reporter.needs_all();
+        let (states, look) = looked.unzip();
+        let can_tell = look.as_ref().is_some_and(|look| look.failed.is_none());
+        filter.states = states.filter(|_| can_tell);
         let mut snapshot = self.tracer.snapshot(now_ns, &filter)?;
+        snapshot.look = look;
         self.adopt(&mut snapshot, now_ns);
         ended = self.processes.ended();
         snapshot.time = wall_time();
@@ -117,6 +124,9 @@ impl Session<'_> {
             hide_interpreters: self.options.reporting.hide_interpreter,
         };
         names.select(&mut snapshot, &self.options.reporting.selection)?;
+        if let Some(look) = &mut snapshot.look {
+            lost::sum_up(look, &snapshot.usage);
+        }
         let occasion = Occasion {
             now_ns,
             reason,

@@ -49,8 +49,9 @@ pub use kernel::{Attachment, Features, check, has_type_information, missing_righ
 pub use kernel_events::{KernelCode, KernelEvents, UnseenFrees, UnwindTable};
 pub use load::{Storage, Unwinder};
 pub use processes::ProcessFilter;
+pub use read::LiveBlock;
 pub use unwind_tables::{Code, CodeMapping, FileId, Usage as TableUsage};
-pub use usage::Filter;
+pub use usage::{Filter, States};
 
 use crate::discovery::ObjectPlan;
 use crate::files::Opened;

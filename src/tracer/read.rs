@@ -13,8 +13,23 @@ use super::{Tracer, batch, kernel_events};
 use crate::model::call::Call;
 use crate::model::capture::Sampling;
 use crate::model::losses::{CutStacks, Losses};
-use crate::model::snapshot::{Snapshot, Stack, StackId};
+use crate::model::snapshot::{Class, Snapshot, Stack, StackId};
 use crate::probes::Probe;
+
+/// A block that a process holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LiveBlock {
+    /// Where it begins.
+    pub address: u64,
+    /// Bytes asked for.
+    pub size: u64,
+    /// What kind of memory it is.
+    pub class: Class,
+    /// The stack that allocated it.
+    pub stack: StackId,
+    /// When it was allocated, in ns of CLOCK_MONOTONIC: which block of several at that address it is.
+    pub time_ns: u64,
+}
 
 impl Tracer<'_> {
     /// What is outstanding. `now_ns` is the time of the snapshot on CLOCK_MONOTONIC: blocks that are
@@ -44,6 +59,40 @@ impl Tracer<'_> {
             losses: self.losses(),
             ..Snapshot::default()
         })
+    }
+
+    /// What a process holds, block by block, the youngest as well, in no particular order.
+    ///
+    /// # Errors
+    /// Fails when a map can't be read.
+    pub fn live_blocks(&mut self, tgid: u32) -> Result<Vec<LiveBlock>> {
+        self.events.drain()?;
+        let executed_ns = self.executed.get(&tgid).copied().unwrap_or(0);
+        let mut blocks = Vec::new();
+        batch::for_each(
+            &self.skel.maps.allocs,
+            |key: &types::block_key, block: &types::block| {
+                if key.tgid == tgid && block.time_ns >= executed_ns {
+                    blocks.push(LiveBlock {
+                        address: key.address,
+                        size: block.size,
+                        class: Class::Heap,
+                        stack: self.finished.identity(StackId(block.stack)),
+                        time_ns: block.time_ns,
+                    });
+                }
+            },
+        )?;
+        let ranges = self.events.ranges();
+        let ranges = ranges.iter().filter(|(owner, ..)| *owner == tgid);
+        blocks.extend(ranges.map(|(_, start, piece)| LiveBlock {
+            address: start,
+            size: piece.end - start,
+            class: Class::Mmap,
+            stack: self.finished.identity(StackId(piece.stack)),
+            time_ns: piece.time_ns,
+        }));
+        Ok(blocks)
     }
 
     /// The addresses of a stack; none when it was not stored.

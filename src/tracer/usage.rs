@@ -13,7 +13,8 @@ use super::deferred::FinishedStacks;
 use super::ranges::Ranges;
 use super::sampling::Weight;
 use super::skel::types;
-use crate::model::snapshot::{Allocation, Class, StackId, Usage};
+use crate::model::snapshot::{Allocation, Amount, Class, Reach, StackId, Usage};
+use crate::reachability::State;
 
 /// Passes over the totals to wait for programs that were under way when the epoch moved on. One is nearly
 /// always enough: a program runs for about a microsecond.
@@ -33,7 +34,13 @@ pub struct Filter {
     pub tids: Vec<u32>,
     /// List each block.
     pub allocations: bool,
+    /// Whether the program can reach each block, as far as that was looked at.
+    pub states: Option<States>,
 }
+
+/// Of blocks, by process and address, when they were allocated, in ns of CLOCK_MONOTONIC, and whether the program can reach
+/// them.
+pub type States = FxHashMap<(u32, u64), (u64, State)>;
 
 type Key = (u32, Class, StackId);
 
@@ -56,8 +63,12 @@ struct Sum {
     estimated_bytes: f64,
     estimated_count: f64,
     oldest_ns: Option<u64>,
+    reach: Shares,
     allocations: Vec<Allocation>,
 }
+
+/// Bytes and blocks by state: lost, lost indirectly, undecided. Each block counts for as many as it stands for.
+type Shares = [[f64; 2]; 3];
 
 impl<'a> Tally<'a> {
     /// Begins. Each recorded block stands for as many as `weight` says, and some stacks' identities for those of
@@ -94,7 +105,9 @@ impl<'a> Tally<'a> {
             age_ns,
         };
         let weight = self.weight.of_size(block.size);
+        let state = self.state(key.tgid, key.address, block.time_ns);
         let sum = self.add(group, allocation, 1);
+        sum.add_share(state, block.size as f64 * weight, weight);
         sum.estimated_bytes += block.size as f64 * weight;
         sum.estimated_count += weight;
     }
@@ -119,13 +132,22 @@ impl<'a> Tally<'a> {
                 Class::Mmap,
                 self.finished.identity(StackId(piece.stack)),
             );
-            self.add(group, allocation, count);
+            let state = self.state(tgid, start, piece.time_ns);
+            let sum = self.add(group, allocation, count);
+            sum.add_share(state, allocation.size as f64, count as f64);
         }
+    }
+
+    /// What is known of a block: the one that was allocated then, not another that had its address before.
+    fn state(&self, tgid: u32, address: u64, time_ns: u64) -> Option<State> {
+        let (of_ns, state) = self.filter.states.as_ref()?.get(&(tgid, address))?;
+        (*of_ns == time_ns).then_some(*state)
     }
 
     /// The sums, for stacks that hold anything.
     pub fn finish(self) -> Vec<Usage> {
         let weight = self.weight;
+        let looked = self.filter.states.is_some();
         let figures = |sum: &Sum, class| match (class, weight) {
             (Class::Mmap, _) | (_, Weight::One) => (
                 sum.bytes.max(0).cast_unsigned(),
@@ -142,6 +164,7 @@ impl<'a> Tally<'a> {
             .map(|((tgid, class, stack), mut sum)| {
                 sum.allocations.sort_by_key(|allocation| allocation.address);
                 let (bytes, count) = figures(&sum, class);
+                let reach = looked.then(|| sum.reach().within(Amount { bytes, count }));
                 Usage {
                     tgid,
                     class,
@@ -149,6 +172,7 @@ impl<'a> Tally<'a> {
                     bytes,
                     count,
                     oldest_ns: sum.oldest_ns,
+                    reach,
                     allocations: sum.allocations,
                 }
             })
@@ -191,6 +215,31 @@ impl<'a> Tally<'a> {
         sum.count += count;
         sum.estimated_bytes += bytes as f64 * weight;
         sum.estimated_count += count as f64 * weight;
+    }
+}
+
+impl Sum {
+    fn add_share(&mut self, state: Option<State>, bytes: f64, count: f64) {
+        let share = match state {
+            Some(State::Lost) => &mut self.reach[0],
+            Some(State::LostIndirectly) => &mut self.reach[1],
+            Some(State::Undecided) => &mut self.reach[2],
+            Some(State::Held) | None => return,
+        };
+        share[0] += bytes;
+        share[1] += count;
+    }
+
+    fn reach(&self) -> Reach {
+        let [lost, lost_indirectly, undecided] = self.reach.map(|[bytes, count]| Amount {
+            bytes: bytes.round() as u64,
+            count: count.round() as u64,
+        });
+        Reach {
+            lost,
+            lost_indirectly,
+            undecided,
+        }
     }
 }
 

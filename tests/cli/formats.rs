@@ -525,7 +525,7 @@ fn errors_are_one_line_that_names_the_file() {
         &recording,
         &["--fail-on", "nothing"],
         2,
-        "expected growth, leak, bytes=SIZE or count=N",
+        "expected growth, leak, lost, lost=SIZE, bytes=SIZE or count=N",
     );
     fails(
         &recording,

@@ -17,6 +17,7 @@ mod hostile_files;
 mod identity;
 mod live_outputs;
 mod losses;
+mod lost;
 mod mappings;
 mod output_files;
 mod own_allocators;

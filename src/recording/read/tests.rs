@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::model::losses::Losses;
+use crate::model::snapshot::Look;
 use crate::recording::write::Writer;
 
 fn module() -> Arc<Module> {
@@ -64,6 +65,21 @@ fn sample() -> Recording {
         reason: Reason::Demand,
         figures: vec![figure(0, u64::MAX), figure(2, 1)],
         complete: true,
+        reach: (0..2)
+            .map(|at| Reach {
+                lost: Amount {
+                    bytes: at,
+                    count: 1,
+                },
+                ..Reach::default()
+            })
+            .collect(),
+        look: Some(Look {
+            stood_ns: 5,
+            interrupted: vec!["epoll_wait".into()],
+            failed: Some("why".into()),
+            ..Look::default()
+        }),
         estimated: true,
         losses: Losses {
             allocations: 1,
