@@ -123,10 +123,12 @@ fn write_report(findings: &Findings, top: usize, out: &mut impl Emphasis) -> io:
     limits.cut(&mut report.entries, |entry| (entry.tgid, entry.bytes));
     write_text(&report, &findings.blame, out)?;
     growth::write(
-        &findings.growing,
-        findings.headroom.map(|headroom| headroom.limit),
-        findings.growth_is_doubtful(),
-        &findings.blame,
+        &growth::List {
+            groups: &findings.groups,
+            together: findings.together,
+            limit: findings.headroom.map(|headroom| headroom.limit),
+            doubtful: findings.growth_is_doubtful(),
+        },
         |tgid| {
             let name = report.process_name(tgid)?;
             Some(format!("pid {tgid} ({name})"))

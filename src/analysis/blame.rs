@@ -81,6 +81,11 @@ impl Blame {
         })
     }
 
+    /// Whether a call is the user's own.
+    pub fn is_users(&self, call: &Call<'_>) -> bool {
+        self.part(call) == Part::User
+    }
+
     fn part(&self, call: &Call<'_>) -> Part {
         let module = call.module.map(|module| module.name()).unwrap_or_default();
         let title = call.title();

@@ -6,11 +6,12 @@ use std::collections::{BTreeMap, HashMap};
 use super::blame::Blame;
 use super::compare::Baseline;
 use super::gate::Outcome;
-use super::growth::{self, Growth};
+use super::groups::{self, Group, Together};
+use super::growth::{self, Growth, StackGrowth};
 use super::runtimes;
 use super::suppress::Suppressions;
 use crate::model::report::{Entry, Report};
-use crate::model::run::{Headroom, Recording};
+use crate::model::run::{Figure, Headroom, Recording};
 use crate::model::snapshot::{Amount, Look, Reach};
 
 /// What to leave out of reports.
@@ -64,6 +65,12 @@ pub struct Findings {
     pub growth: Vec<Growth>,
     /// The growing stacks, most severe first, with what they held when last judged.
     pub growing: Vec<Finding>,
+    /// What grows, by who is to blame, most severe first.
+    pub groups: Vec<Group>,
+    /// What all of that comes to.
+    pub together: Together,
+    /// What every stack of the recording did, hidden or not, most severe first.
+    pub verdicts: Vec<StackGrowth>,
     /// What was left to the target when growth was last judged.
     pub headroom: Option<Headroom>,
     /// What the filter left out of the last report.
@@ -91,6 +98,13 @@ impl Findings {
             .map(Look::all_lost)
     }
 
+    /// Leaves out all but the largest entries; totals stay.
+    pub fn cut(&mut self, most: usize) {
+        let surplus = self.report.entries.len().saturating_sub(most);
+        self.report.entries.drain(..surplus);
+        self.growth.drain(..surplus.min(self.growth.len()));
+    }
+
     /// What gates look at.
     pub fn outcome(&self) -> Outcome {
         Outcome {
@@ -100,7 +114,7 @@ impl Findings {
                 .saturating_sub(self.kept_by_runtimes.stacks),
             bytes: self.report.total_bytes,
             count: self.report.total_count,
-            growing: self.growing.len() as u64,
+            growing: self.growing.len().max(self.groups.len()) as u64,
             growth_is_doubtful: self.growth_is_doubtful(),
             unseen: self.report.losses.silent > 0,
             leak: self.leak,
@@ -247,7 +261,7 @@ pub fn findings(recording: &Recording, filter: &Filter, blame: &Blame) -> Findin
                 growth_of
                     .get(stack)
                     .copied()
-                    .unwrap_or_else(|| growth::judge(&[], None)),
+                    .unwrap_or_else(|| growth::judge(&[])),
             ))
         })
         .collect();
@@ -255,21 +269,65 @@ pub fn findings(recording: &Recording, filter: &Filter, blame: &Blame) -> Findin
     let (entries, growth) = shown.into_iter().unzip();
     let report = with_entries(report, entries);
     let (leak, kept_by_runtimes) = leak(&report, filter.counts_runtimes);
+    let headroom = recording
+        .snapshots
+        .iter()
+        .rev()
+        .find_map(|snapshot| snapshot.headroom);
+    let groups = grouped(recording, &verdicts, filter, blame);
     Findings {
         report,
         leak,
         kept_by_runtimes,
         growth,
         growing: growing(recording, &verdicts, filter),
-        headroom: recording
-            .snapshots
-            .iter()
-            .rev()
-            .find_map(|snapshot| snapshot.headroom),
+        together: groups::sum(&groups, headroom.map(|headroom| headroom.bytes)),
+        groups,
+        headroom,
         left_out,
         blame: blame.clone(),
         hidden_stacks,
+        verdicts,
     }
+}
+
+/// What grows by who is to blame, without the stacks that suppressions name, and without what the baseline held already.
+fn grouped(
+    recording: &Recording,
+    verdicts: &[StackGrowth],
+    filter: &Filter,
+    blame: &Blame,
+) -> Vec<Group> {
+    let frames = |stack: usize| recording.stacks.get(stack)?.frames.as_deref();
+    let suppressed = |stack: usize| {
+        let rules = filter.suppressions.as_ref();
+        rules.is_some_and(|rules| rules.rule_for(frames(stack)).is_some())
+    };
+    let seen: Vec<StackGrowth> = verdicts
+        .iter()
+        .filter(|verdict| !suppressed(verdict.stack))
+        .copied()
+        .collect();
+    let held = |verdict: &StackGrowth| {
+        let count = figure_when_judged(recording, verdict.stack).map_or(0, |figure| figure.count);
+        (verdict.growth.last_bytes, count)
+    };
+    let culprit = |stack: usize| blame.culprit(frames(stack)?);
+    let mut groups = groups::groups(recording, &seen, culprit, held);
+    if filter.baseline.is_some() {
+        let of: HashMap<usize, &StackGrowth> = seen
+            .iter()
+            .map(|verdict| (verdict.stack, verdict))
+            .collect();
+        groups.retain(|group| {
+            let stacks = group.stacks.iter().filter_map(|stack| of.get(stack));
+            let entries: Vec<Entry> = stacks
+                .map(|verdict| when_judged(recording, verdict))
+                .collect();
+            filter.remaining(&entries).iter().any(Option::is_some)
+        });
+    }
+    groups
 }
 
 /// What counts as a leak, and what of the rest is not known to be held but kept by runtimes.
@@ -336,16 +394,7 @@ fn growing(
 
 /// What a stack held when its growth was last judged.
 fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
-    let figure = growth::judged_snapshots(recording)
-        .iter()
-        .rev()
-        .find_map(|snapshot| {
-            let figures = &snapshot.figures;
-            let at = figures
-                .binary_search_by_key(&verdict.stack, |figure| figure.stack as usize)
-                .ok()?;
-            figures.get(at)
-        });
+    let figure = figure_when_judged(recording, verdict.stack);
     let stack = &recording.stacks[verdict.stack];
     Entry {
         tgid: stack.tgid,
@@ -357,4 +406,19 @@ fn when_judged(recording: &Recording, verdict: &growth::StackGrowth) -> Entry {
         reach: None,
         frames: stack.frames.clone(),
     }
+}
+
+/// The last figures that a stack was judged by.
+fn figure_when_judged(recording: &Recording, stack: usize) -> Option<&Figure> {
+    let end = growth::end_ns(recording, stack);
+    let judged = growth::judged_snapshots(recording).iter().rev();
+    judged
+        .filter(|snapshot| snapshot.elapsed_ns < end)
+        .find_map(|snapshot| {
+            let figures = &snapshot.figures;
+            let at = figures
+                .binary_search_by_key(&stack, |figure| figure.stack as usize)
+                .ok()?;
+            figures.get(at)
+        })
 }

@@ -77,7 +77,7 @@ pub struct Outcome {
     pub leak: Amount,
     /// What is lost, where that was told.
     pub lost: Option<Amount>,
-    /// Stacks that grow.
+    /// Stacks that grow, or functions whose stacks do together.
     pub growing: u64,
     /// They may only look so, as frees may have been missed.
     pub growth_is_doubtful: bool,

@@ -7,7 +7,10 @@ use super::trend::{self, MannKendall, Point, Slope};
 use crate::model::run::{Reason, Recording, SnapshotRecord};
 
 /// With fewer points than this, no test can prove a trend: only a rise in every single one counts.
-const ENOUGH_POINTS: usize = 5;
+pub const ENOUGH_POINTS: usize = 5;
+
+/// A trend over less time than this, in ns, may be a start that settles: it is told, but not as proven.
+pub const ENOUGH_NS: u64 = 5_000_000_000;
 
 /// Error that the trend tests may make, one-sided.
 const ALPHA: f64 = 0.025;
@@ -76,14 +79,17 @@ pub struct Growth {
     pub first_bytes: u64,
     /// Bytes in the last of them.
     pub last_bytes: u64,
-    /// For a growing stack: seconds until the target's headroom is used up at this rate, where a limit is known.
-    pub exhausted_in_s: Option<f64>,
 }
 
 impl Growth {
     /// Whether this is a stack to warn of.
     pub fn is_growing(&self) -> bool {
         self.verdict == Verdict::Growing
+    }
+
+    /// Whether growth rests on enough points and time to be called proven.
+    pub fn is_proven(&self) -> bool {
+        self.is_growing() && self.points >= ENOUGH_POINTS && self.span_ns >= ENOUGH_NS
     }
 
     /// The rate that is proven: the lower end of the interval, 0 where there is none.
@@ -119,15 +125,16 @@ pub struct StackGrowth {
 /// Judges every stack of a recording that held anything; the most severe comes first.
 pub fn analyze(recording: &Recording) -> Vec<StackGrowth> {
     let snapshots = judged_snapshots(recording);
-    let headroom = headroom_bytes(recording);
     let mut verdicts = Vec::new();
     for first in (0..recording.stacks.len()).step_by(STACKS_AT_ONCE) {
         let stacks = first..recording.stacks.len().min(first + STACKS_AT_ONCE);
-        for (stack, points) in stacks.clone().zip(series(snapshots, stacks)) {
+        for (stack, mut points) in stacks.clone().zip(series(snapshots, stacks)) {
+            let end = end_ns(recording, stack);
+            points.retain(|point| point.at_ns < end);
             if !points.is_empty() {
                 verdicts.push(StackGrowth {
                     stack,
-                    growth: judge(&points, headroom),
+                    growth: judge(&points),
                 });
             }
         }
@@ -145,13 +152,47 @@ pub fn judged_snapshots(recording: &Recording) -> &[SnapshotRecord] {
     }
 }
 
-fn headroom_bytes(recording: &Recording) -> Option<u64> {
-    recording
-        .snapshots
-        .iter()
-        .rev()
-        .find_map(|snapshot| snapshot.headroom)
-        .map(|headroom| headroom.bytes)
+/// When a stack's process was first seen to have ended, in ns as snapshots count; its figures from then on obey other
+/// rules, like those after the target's exit.
+pub fn end_ns(recording: &Recording, stack: usize) -> u64 {
+    let owner = recording.stacks.get(stack).map(|stack| stack.tgid);
+    let ended = owner.and_then(|tgid| recording.ended.get(&tgid));
+    ended.copied().unwrap_or(u64::MAX)
+}
+
+/// What the stacks of each group hold together, in the snapshots that tell of all of them, from the first that names one.
+/// No stack is in two groups, and the stacks of a group are of one process.
+pub fn sums(recording: &Recording, groups: &[Vec<usize>]) -> Vec<Vec<Point>> {
+    let mut places = vec![None; recording.stacks.len()];
+    for (at, stacks) in groups.iter().enumerate() {
+        for &stack in stacks {
+            places[stack] = Some(at);
+        }
+    }
+    let end = |stacks: &Vec<usize>| stacks.first().map_or(0, |&stack| end_ns(recording, stack));
+    let ends: Vec<u64> = groups.iter().map(end).collect();
+    let mut all: Vec<Vec<Point>> = vec![Vec::new(); groups.len()];
+    for snapshot in judged_snapshots(recording) {
+        let mut sums = vec![(0u64, 0usize); groups.len()];
+        for figure in &snapshot.figures {
+            if let Some(Some(at)) = places.get(figure.stack as usize) {
+                let (bytes, listed) = &mut sums[*at];
+                *bytes = bytes.saturating_add(figure.bytes);
+                *listed += 1;
+            }
+        }
+        for (at, (bytes, listed)) in sums.into_iter().enumerate() {
+            let tells = match snapshot.complete {
+                true => listed > 0 || !all[at].is_empty(),
+                false => listed == groups[at].len(),
+            };
+            if tells && snapshot.elapsed_ns < ends[at] {
+                let at_ns = snapshot.elapsed_ns;
+                all[at].push(Point { at_ns, bytes });
+            }
+        }
+    }
+    all
 }
 
 /// The series of some stacks, each from the first snapshot that names it. Where a complete snapshot leaves a stack
@@ -178,8 +219,8 @@ fn series(snapshots: &[SnapshotRecord], stacks: std::ops::Range<usize>) -> Vec<V
     all
 }
 
-/// Judges one series, ordered by time. `headroom` is what the target can still take, in bytes.
-pub fn judge(points: &[Point], headroom: Option<u64>) -> Growth {
+/// Judges one series, ordered by time.
+pub fn judge(points: &[Point]) -> Growth {
     let thinned = trend::thin(points);
     let flat = points.windows(2).all(|pair| pair[0].bytes == pair[1].bytes);
     let test = if flat {
@@ -215,7 +256,6 @@ pub fn judge(points: &[Point], headroom: Option<u64>) -> Growth {
         span_ns: span_ns(points),
         first_bytes: points.first().map_or(0, |point| point.bytes),
         last_bytes: points.last().map_or(0, |point| point.bytes),
-        exhausted_in_s: exhausted_in_s(verdict, rate, headroom),
     }
 }
 
@@ -240,11 +280,6 @@ fn flat_slope(points: &[Point]) -> Option<Slope> {
         low: 0.0,
         high: 0.0,
     })
-}
-
-fn exhausted_in_s(verdict: Verdict, rate: Option<Rate>, headroom: Option<u64>) -> Option<f64> {
-    let bytes_per_s = rate?.bytes_per_s;
-    (verdict == Verdict::Growing && bytes_per_s > 0.0).then_some(headroom? as f64 / bytes_per_s)
 }
 
 fn classify(points: &[Point], test: &MannKendall, slope: Option<Slope>) -> Verdict {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use super::groups;
 use super::growth::{self, Growth};
 use super::trend::Point;
 use crate::model::snapshot::{Class, Snapshot, StackId};
@@ -28,19 +29,19 @@ pub struct History {
 }
 
 impl History {
-    /// Takes the figures of the next snapshot. One taken after the target's exit does not belong here: its figures
-    /// obey other rules.
-    pub fn push(&mut self, snapshot: &Snapshot) {
+    /// Takes the figures of the next snapshot, but those of processes that have `ended`: after the end they obey other
+    /// rules. For the same reason, one taken after the target's exit does not belong here.
+    pub fn push(&mut self, snapshot: &Snapshot, ended: impl Fn(u32) -> bool) {
         self.seen += 1;
         self.times.push(snapshot.monotonic_ns);
-        for usage in &snapshot.usage {
+        for usage in snapshot.usage.iter().filter(|usage| !ended(usage.tgid)) {
             let bytes = self
                 .series
                 .entry((usage.tgid, usage.class, usage.stack))
                 .or_default();
             bytes.push(usage.bytes);
         }
-        self.note_the_absent(snapshot);
+        self.note_the_absent(snapshot, ended);
         if self.times.len() > MOST_POINTS {
             self.drop_every_other();
         }
@@ -50,14 +51,14 @@ impl History {
     }
 
     /// Stacks that were there before and hold nothing now.
-    fn note_the_absent(&mut self, snapshot: &Snapshot) {
+    fn note_the_absent(&mut self, snapshot: &Snapshot, ended: impl Fn(u32) -> bool) {
         let present: std::collections::HashSet<Key> = snapshot
             .usage
             .iter()
             .map(|usage| (usage.tgid, usage.class, usage.stack))
             .collect();
         for (key, bytes) in &mut self.series {
-            if !present.contains(key) {
+            if !present.contains(key) && !ended(key.0) {
                 bytes.push(0);
             }
         }
@@ -92,20 +93,64 @@ impl History {
         self.seen
     }
 
-    /// The stacks that grow, most severe first. `headroom` is what the target can still take, in bytes.
-    pub fn growing(&self, headroom: Option<u64>) -> Vec<(Key, Growth)> {
-        let mut growing: Vec<(Key, Growth)> = self
-            .series
-            .iter()
-            // What does not hold more than it began with does not grow: most stacks, and cheap to see.
-            .filter(|(_, bytes)| bytes.len() >= 3 && bytes.last() > bytes.first())
-            .map(|(&key, bytes)| (key, growth::judge(&self.points(bytes), headroom)))
-            .filter(|(_, growth)| growth.is_growing())
-            .collect();
-        growing.sort_by(|a, b| a.1.by_severity(&b.1).then(a.0.cmp(&b.0)));
-        growing
+    /// Whether a stack is followed.
+    pub fn knows(&self, key: &Key) -> bool {
+        self.series.contains_key(key)
     }
 
+    /// The stacks that hold more than they began with, or are new: only they can make anything grow. Those that grow by
+    /// themselves come first, then those that gained most.
+    pub fn rising(&self) -> Vec<Key> {
+        let gain = |bytes: &[u64]| {
+            // what began later began with nothing
+            let first = match bytes.len() < self.times.len() {
+                true => 0,
+                false => bytes.first().copied().unwrap_or(0),
+            };
+            bytes.last().copied().unwrap_or(0).saturating_sub(first)
+        };
+        let grows = |bytes: &[u64]| {
+            bytes.len() >= 3
+                && bytes.last() > bytes.first()
+                && growth::judge(&self.points(bytes)).is_growing()
+        };
+        let mut rising: Vec<(bool, u64, Key)> = self
+            .series
+            .iter()
+            .map(|(&key, bytes)| (gain(bytes), key, bytes))
+            .filter(|(gain, ..)| *gain > 0)
+            .map(|(gain, key, bytes)| (grows(bytes), gain, key))
+            .collect();
+        rising.sort_unstable_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)).then(a.2.cmp(&b.2)));
+        rising.into_iter().map(|(.., key)| key).collect()
+    }
+
+    /// What stacks did, each by itself and all together; none where neither grows. The stacks are of one process.
+    pub fn judge(&self, keys: &[Key]) -> Option<(Vec<(Key, Growth)>, Growth)> {
+        let series = |key: &Key| Some((*key, self.points(self.series.get(key)?)));
+        let all: Vec<(Key, Vec<Point>)> = keys.iter().filter_map(series).collect();
+        let mut sum: Vec<Point> = Vec::new();
+        for (_, points) in &all {
+            if points.len() > sum.len() {
+                let missing = points[..points.len() - sum.len()].iter();
+                let earlier = missing.map(|point| Point { bytes: 0, ..*point });
+                sum.splice(0..0, earlier);
+            }
+            let shift = sum.len() - points.len();
+            for (sum, point) in sum[shift..].iter_mut().zip(points) {
+                sum.bytes = sum.bytes.saturating_add(point.bytes);
+            }
+        }
+        let judged: Vec<(Key, Growth)> = all
+            .iter()
+            .map(|(key, points)| (*key, growth::judge(points)))
+            .collect();
+        let growths = judged.iter().map(|(_, growth)| *growth);
+        let together = groups::together(growths, growth::judge(&sum))?;
+        Some((judged, together))
+    }
+
+    /// The points of a series, which ends with the last snapshot that its process lived through.
     fn points(&self, bytes: &[u64]) -> Vec<Point> {
         let times = &self.times[self.times.len().saturating_sub(bytes.len())..];
         times
@@ -150,11 +195,39 @@ mod tests {
     }
 
     fn growing(history: &History) -> Vec<u64> {
-        history
-            .growing(None)
-            .iter()
-            .map(|((_, _, stack), _)| stack.0)
+        let rising = history.rising().into_iter();
+        rising
+            .filter(|key| history.judge(&[*key]).is_some())
+            .map(|(_, _, stack)| stack.0)
             .collect()
+    }
+
+    fn nobody(_tgid: u32) -> bool {
+        false
+    }
+
+    #[test]
+    fn what_a_process_held_at_its_end_is_no_part_of_its_series() {
+        let mut history = History::default();
+        for at in 0..4 {
+            history.push(&snapshot(at, &[(1, 10 * at + 10)]), nobody);
+        }
+        history.push(&snapshot(4, &[(1, 5)]), |tgid| tgid == 1);
+        history.push(&snapshot(5, &[]), |tgid| tgid == 1);
+        assert_eq!(growing(&history), [1]);
+    }
+
+    #[test]
+    fn stacks_of_one_function_are_judged_by_their_sum() {
+        let mut history = History::default();
+        for at in 0..20 {
+            let usage: Vec<(u64, u64)> = (0..=at).map(|stack| (stack, 100)).collect();
+            history.push(&snapshot(at, &usage), nobody);
+        }
+        assert!(growing(&history).is_empty());
+        let (stacks, sum) = history.judge(&history.rising()).unwrap();
+        assert_eq!(stacks.len(), 19);
+        assert!((sum.rate.unwrap().bytes_per_s - 100.0).abs() < 1.0);
     }
 
     #[test]
@@ -162,7 +235,10 @@ mod tests {
         let mut history = History::default();
         for at in 0..3 {
             assert!(growing(&history).is_empty());
-            history.push(&snapshot(at, &[(1, 100 + at), (2, 50), (3, 10 * at + 10)]));
+            history.push(
+                &snapshot(at, &[(1, 100 + at), (2, 50), (3, 10 * at + 10)]),
+                nobody,
+            );
         }
         assert_eq!(growing(&history), [3, 1]);
         assert_eq!(history.snapshots(), 3);
@@ -173,7 +249,10 @@ mod tests {
         let mut history = History::default();
         for at in 0..30 {
             let tooth = at % 5;
-            history.push(&snapshot(at, &[(1, tooth)][..usize::from(tooth > 0)]));
+            history.push(
+                &snapshot(at, &[(1, tooth)][..usize::from(tooth > 0)]),
+                nobody,
+            );
         }
         assert!(growing(&history).is_empty());
     }
@@ -187,7 +266,7 @@ mod tests {
             } else {
                 &[(1, at), (2, at)]
             };
-            history.push(&snapshot(at, late));
+            history.push(&snapshot(at, late), nobody);
         }
         assert!(history.times.len() <= MOST_POINTS);
         for ((_, _, stack), bytes) in &history.series {
@@ -209,7 +288,7 @@ mod tests {
         let all: Vec<(u64, u64)> = (0..=MOST_STACKS as u64)
             .map(|stack| (stack, stack))
             .collect();
-        history.push(&snapshot(0, &all));
+        history.push(&snapshot(0, &all), nobody);
         assert_eq!(history.series.len(), MOST_STACKS / 2);
         assert!(
             history

@@ -17,6 +17,8 @@ pub struct Recording {
     pub stacks: Vec<StackRecord>,
     /// What processes are called, by id, where there could be several; empty for one, and for the kernel.
     pub processes: BTreeMap<u32, String>,
+    /// When processes were first seen to have ended, by id, in ns as [`SnapshotRecord::elapsed_ns`] counts.
+    pub ended: BTreeMap<u32, u64>,
     /// The snapshots in the order in which they were taken. May be empty: a run can end before its first.
     pub snapshots: Vec<SnapshotRecord>,
 }
@@ -219,6 +221,8 @@ pub struct Headroom {
 pub enum Limit {
     /// The memory limit of its cgroup, or of one above it.
     Cgroup,
+    /// The most that a process may map or hold (RLIMIT_AS, RLIMIT_DATA).
+    Rlimit,
     /// The machine's available memory (MemAvailable).
     Available,
 }
@@ -228,6 +232,7 @@ impl Limit {
     pub fn name(self) -> &'static str {
         match self {
             Limit::Cgroup => "cgroup",
+            Limit::Rlimit => "rlimit",
             Limit::Available => "available",
         }
     }
@@ -236,6 +241,7 @@ impl Limit {
     pub fn describe(self) -> &'static str {
         match self {
             Limit::Cgroup => "cgroup's memory limit",
+            Limit::Rlimit => "process's own limit",
             Limit::Available => "machine's available memory",
         }
     }

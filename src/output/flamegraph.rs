@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 
-use inferno::flamegraph::{self, Options};
+use inferno::flamegraph::{self, Options, TextTruncateDirection};
 
 use super::folded;
 use crate::model::report::Report;
@@ -25,6 +25,8 @@ pub fn write(report: &Report, title: &str, out: &mut impl Write) -> io::Result<(
     let mut options = Options::default();
     options.title = visible::line(title).into_owned();
     options.count_name = "bytes".to_owned();
+    // A function's beginning tells more than its parameters.
+    options.text_truncate_direction = TextTruncateDirection::Right;
     // Colours by name, so that equal input gives equal output.
     options.hash = true;
     flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)

@@ -13,7 +13,7 @@ use crate::visible;
 /// # Errors
 /// Whatever `out` fails with.
 pub fn write(report: &Report, out: &mut impl Write) -> io::Result<()> {
-    for (stack, bytes) in fold(report, |name| safe(name).replace(' ', "_")) {
+    for (stack, bytes) in fold(report, safe) {
         writeln!(out, "{stack} {bytes}")?;
     }
     Ok(())

@@ -7,9 +7,10 @@ use jiff::Timestamp;
 use jiff::tz::Offset;
 use serde::Serialize;
 
-use crate::analysis::blame::{Blame, Culprit};
+use crate::analysis::blame::Culprit;
 use crate::analysis::findings::{Finding, Findings, Hidden};
 use crate::analysis::gate::Tripped;
+use crate::analysis::groups::Group;
 use crate::analysis::growth::Growth;
 use crate::analysis::identity::{self, Precision};
 use crate::model::losses::Losses;
@@ -38,6 +39,24 @@ pub fn write(
     writeln!(out)
 }
 
+/// Writes the findings so far on a line.
+///
+/// # Errors
+/// Whatever `out` fails with.
+pub fn write_line(
+    header: &Header,
+    duration_ns: u64,
+    findings: &Findings,
+    out: &mut impl Write,
+) -> io::Result<()> {
+    let document = document(header, duration_ns, findings, &[]);
+    // at once, so that a reader never sees half a line
+    let mut line = Vec::new();
+    serde_json::to_writer(Visible::new(&mut line, Spelling::Json), &document)?;
+    line.push(b'\n');
+    out.write_all(&line)
+}
+
 #[derive(Serialize)]
 struct Document<'a> {
     format: &'static str,
@@ -62,6 +81,7 @@ struct Document<'a> {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     allocations: Vec<AllocationPart<'a>>,
     growing: Vec<EntryPart<'a>>,
+    growth: TogetherPart,
     growth_is_doubtful: bool,
     tripped: Vec<TrippedPart<'a>>,
 }
@@ -139,8 +159,27 @@ struct BlamePart {
 }
 
 #[derive(Serialize)]
+struct TogetherPart {
+    bytes_per_s: f64,
+    exhausted_in_s: Option<f64>,
+    limit: Option<&'static str>,
+    functions: Vec<GroupPart>,
+}
+
+#[derive(Serialize)]
+struct GroupPart {
+    tgid: u32,
+    blame: Option<BlamePart>,
+    bytes: u64,
+    count: u64,
+    growth: GrowthPart,
+    stacks: usize,
+}
+
+#[derive(Serialize)]
 struct GrowthPart {
     verdict: &'static str,
+    proven: bool,
     continuous: bool,
     bytes_per_s: Option<f64>,
     low: Option<f64>,
@@ -240,14 +279,15 @@ fn document<'a>(
         in_baseline: totals(&findings.left_out.known),
         processes: report.processes.iter().map(process_part).collect(),
         entries: entries
-            .map(|(entry, growth)| entry_part(entry, growth, &findings.blame))
+            .map(|(entry, growth)| entry_part(entry, growth, findings))
             .collect(),
         allocations: report.allocations.iter().map(allocation_part).collect(),
         growing: findings
             .growing
             .iter()
-            .map(|Finding { entry, growth }| entry_part(entry, growth, &findings.blame))
+            .map(|Finding { entry, growth }| entry_part(entry, growth, findings))
             .collect(),
+        growth: together_part(findings),
         growth_is_doubtful: findings.growth_is_doubtful(),
         tripped: tripped
             .iter()
@@ -298,7 +338,7 @@ fn totals(hidden: &Hidden) -> Totals {
     }
 }
 
-fn entry_part<'a>(entry: &'a Entry, growth: &Growth, blame: &Blame) -> EntryPart<'a> {
+fn entry_part<'a>(entry: &'a Entry, growth: &Growth, findings: &Findings) -> EntryPart<'a> {
     let frames = entry.frames.as_deref();
     EntryPart {
         id: identity::short_id(&identity::identity(
@@ -313,11 +353,29 @@ fn entry_part<'a>(entry: &'a Entry, growth: &Growth, blame: &Blame) -> EntryPart
         count: entry.count,
         oldest_ns: entry.oldest_ns,
         reach: entry.reach,
-        growth: growth_part(growth),
+        growth: growth_part(growth, findings.together.exhausted_in_s),
         blame: frames
-            .and_then(|frames| blame.culprit(frames))
+            .and_then(|frames| findings.blame.culprit(frames))
             .map(blame_part),
         frames: frames.map(|frames| frames.iter().map(frame_part).collect()),
+    }
+}
+
+fn together_part(findings: &Findings) -> TogetherPart {
+    let together = findings.together;
+    let function = |group: &Group| GroupPart {
+        tgid: group.tgid,
+        blame: group.culprit.clone().map(blame_part),
+        bytes: group.bytes,
+        count: group.count,
+        growth: growth_part(&group.growth, together.exhausted_in_s),
+        stacks: group.stacks.len(),
+    };
+    TogetherPart {
+        bytes_per_s: together.bytes_per_s,
+        exhausted_in_s: together.exhausted_in_s,
+        limit: findings.headroom.map(|headroom| headroom.limit.name()),
+        functions: findings.groups.iter().map(function).collect(),
     }
 }
 
@@ -333,9 +391,11 @@ fn blame_part(culprit: Culprit) -> BlamePart {
     }
 }
 
-fn growth_part(growth: &Growth) -> GrowthPart {
+/// `exhausted_in_s` is the time left at the rate of all that grows.
+fn growth_part(growth: &Growth, exhausted_in_s: Option<f64>) -> GrowthPart {
     GrowthPart {
         verdict: growth.verdict.name(),
+        proven: growth.is_proven(),
         continuous: growth.continuous,
         bytes_per_s: growth.rate.map(|rate| rate.bytes_per_s),
         low: growth.rate.map(|rate| rate.low),
@@ -343,7 +403,7 @@ fn growth_part(growth: &Growth) -> GrowthPart {
         p_value: growth.p_value,
         snapshots: growth.points,
         span_ns: growth.span_ns,
-        exhausted_in_s: growth.exhausted_in_s,
+        exhausted_in_s: exhausted_in_s.filter(|_| growth.is_growing()),
     }
 }
 

@@ -2,11 +2,15 @@
 
 pub mod flamegraph;
 pub mod folded;
+pub mod github;
 pub mod growth;
 pub mod html;
 pub mod json;
+pub mod junit;
 mod lost;
 pub mod pprof;
+mod problem;
+pub mod sarif;
 mod text;
 mod trace;
 mod units;

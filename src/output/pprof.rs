@@ -1,6 +1,7 @@
 //! The profile.proto format of pprof, gzipped: what `go tool pprof`, Pyroscope, Parca and Speedscope open.
 //! The messages' shapes are in `proto`; this fills them.
 
+mod interest;
 mod proto;
 
 use std::collections::HashMap;
@@ -11,6 +12,8 @@ use std::sync::Arc;
 use flate2::{Compression, GzBuilder};
 use prost::Message;
 
+use crate::analysis::blame::Blame;
+use crate::analysis::calls::calls;
 use crate::model::report::{Entry, Frame, Function, Module, Report};
 use crate::model::snapshot::Reach;
 use proto::{Label, Line, Location, Mapping, Profile, Sample, ValueType};
@@ -19,17 +22,18 @@ use proto::{Label, Line, Location, Mapping, Profile, Sample, ValueType};
 const PAGE: u64 = 4096;
 
 /// Writes the report's stacks with their outstanding bytes and allocations, and with allocations so far where they
-/// are known. `dated` says whether the report's time has a date; `duration_ns` is how long the run lasted.
+/// are known. `blame` says which function is in view; `dated` whether the report's time has a date; `duration_ns` is how long the run lasted.
 ///
 /// # Errors
 /// Whatever `out` fails with.
 pub fn write(
     report: &Report,
+    blame: &Blame,
     dated: bool,
     duration_ns: u64,
     out: &mut impl Write,
 ) -> io::Result<()> {
-    let bytes = profile(report, dated, duration_ns).encode_to_vec();
+    let bytes = profile(report, blame, dated, duration_ns).encode_to_vec();
     // No name and no time in the gzip header, so that equal input gives equal output.
     let mut gzip = GzBuilder::new().write(out, Compression::default());
     gzip.write_all(&bytes)?;
@@ -37,7 +41,7 @@ pub fn write(
     Ok(())
 }
 
-fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
+fn profile(report: &Report, blame: &Blame, dated: bool, duration_ns: u64) -> Profile {
     let mut builder = Builder::default();
     builder.strings.number("");
     let types = vec![
@@ -59,10 +63,15 @@ fn profile(report: &Report, dated: bool, duration_ns: u64) -> Profile {
     } else {
         Vec::new()
     };
+    let (dropped, kept) = interest::expressions(&report.entries, blame);
+    let (drop_frames, keep_frames) = (builder.text(&dropped), builder.text(&kept));
+    let main = main_module(&report.entries, blame);
     Profile {
         sample_type: types,
         sample: samples,
-        mapping: builder.mappings(),
+        drop_frames,
+        keep_frames,
+        mapping: builder.mappings(main.as_deref()),
         location: builder.locations,
         function: builder.functions,
         string_table: builder.strings.list,
@@ -88,6 +97,23 @@ fn state_of(entry: &Entry, reach: Reach) -> &'static str {
     // of several that are equal, the first
     let most = states.into_iter().rev().max_by_key(|(bytes, _)| *bytes);
     most.map_or("held", |(_, state)| state)
+}
+
+/// The main program: the object that holds the outermost function of the user's on most bytes.
+fn main_module(entries: &[Entry], blame: &Blame) -> Option<Arc<Module>> {
+    let mut bytes: HashMap<&Arc<Module>, u64> = HashMap::new();
+    for entry in entries {
+        let calls = calls(entry.frames.as_deref().unwrap_or_default());
+        let outermost = calls.iter().rev().find(|call| blame.is_users(call));
+        if let Some(module) = outermost.and_then(|call| call.module) {
+            let sum = bytes.entry(module).or_default();
+            *sum = sum.saturating_add(entry.bytes.max(1));
+        }
+    }
+    let most = bytes
+        .into_iter()
+        .max_by(|a, b| a.1.cmp(&b.1).then_with(|| b.0.cmp(a.0)))?;
+    Some(Arc::clone(most.0))
 }
 
 /// The tables of a profile in the making. Ids count from 1; 0 means none.
@@ -275,7 +301,14 @@ impl Builder {
         number as u64 + 1
     }
 
-    fn mappings(&mut self) -> Vec<Mapping> {
+    /// The mappings, that of the main program first, as viewers take the first one for it.
+    fn mappings(&mut self, main: Option<&Module>) -> Vec<Mapping> {
+        let is_main: Vec<bool> = self
+            .modules
+            .list
+            .iter()
+            .map(|(module, _)| main == Some(module.as_ref()))
+            .collect();
         let modules = std::mem::take(&mut self.modules.list);
         let seen = std::mem::take(&mut self.seen);
         let mapping = |(at, ((module, base), seen)): (usize, (Mapped, Seen))| {
@@ -301,12 +334,15 @@ impl Builder {
                 has_inline_frames: seen.files,
             }
         };
-        modules
+        let mut mappings: Vec<Mapping> = modules
             .into_iter()
             .zip(seen)
             .enumerate()
             .map(mapping)
-            .collect()
+            .collect();
+        // stable: the others stay in order, and ids stay what they are
+        mappings.sort_by_key(|mapping| !is_main[mapping.id as usize - 1]);
+        mappings
     }
 
     fn line(&mut self, function: &Function) -> Line {

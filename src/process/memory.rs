@@ -34,9 +34,11 @@ pub fn anonymous_bytes(pid: u32) -> Option<u64> {
         .checked_mul(rustix::param::page_size() as u64)
 }
 
-/// What a process can still take: up to its cgroup's limit or one above it, or the machine's available memory,
-/// whichever comes first.
-pub fn headroom(pid: u32) -> Option<Headroom> {
+/// What a process can still take: up to its cgroup's limit or one above it, its own limit, or the machine's available
+/// memory, whichever comes first.
+///
+/// Its own limit is no matter where there are others, whose memory it does not bound: `alone` says.
+pub fn headroom(pid: u32, alone: bool) -> Option<Headroom> {
     let cgroups = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let limited = cgroup_headroom(&cgroups, Path::new("/sys/fs/cgroup"));
     let available = available_bytes(&proc::text("/proc/meminfo").unwrap_or_default());
@@ -48,8 +50,15 @@ pub fn headroom(pid: u32) -> Option<Headroom> {
         bytes,
         limit: Limit::Available,
     });
+    let text = |name: &str| proc::text(format!("/proc/{pid}/{name}")).unwrap_or_default();
+    let own = alone.then(|| own_headroom(&text("limits"), &text("status")));
+    let own = own.flatten().map(|bytes| Headroom {
+        bytes,
+        limit: Limit::Rlimit,
+    });
     limited
         .into_iter()
+        .chain(own)
         .chain(available)
         .min_by_key(|headroom| headroom.bytes)
 }
@@ -73,11 +82,28 @@ pub fn surely_allocatable(pid: u32) -> u64 {
     units.saturating_mul(u64::from(machine.mem_unit.max(1)))
 }
 
-/// Whether the soft limit of a line of /proc/PID/limits is a number.
-fn has_limit(limits: &str, name: &str) -> bool {
+/// What a process's own limits leave it: of its address space, and of its data. `limits` and `status` are the texts of
+/// /proc/PID.
+fn own_headroom(limits: &str, status: &str) -> Option<u64> {
+    let left = |limit: &str, used: &str| {
+        let soft = soft_limit(limits, limit)?.parse::<u64>().ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix(used))?;
+        let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+        Some(soft.saturating_sub(kib.saturating_mul(1024)))
+    };
+    let space = left("Max address space", "VmSize:");
+    let data = left("Max data size", "VmData:");
+    space.into_iter().chain(data).min()
+}
+
+fn soft_limit<'a>(limits: &'a str, name: &str) -> Option<&'a str> {
     let line = limits.lines().find_map(|line| line.strip_prefix(name));
     line.and_then(|rest| rest.split_whitespace().next())
-        .is_some_and(|soft| soft != "unlimited")
+}
+
+/// Whether the soft limit of a line of /proc/PID/limits is a number.
+fn has_limit(limits: &str, name: &str) -> bool {
+    soft_limit(limits, name).is_some_and(|soft| soft != "unlimited")
 }
 
 /// The least that any cgroup of the process leaves it. `cgroups` is the text of /proc/PID/cgroup.
@@ -151,6 +177,25 @@ mod tests {
     }
 
     #[test]
+    fn a_process_has_what_its_own_limits_leave_it() {
+        let limits = "Limit                     Soft Limit           Hard Limit           Units\n\
+                      Max data size             unlimited            unlimited            bytes\n\
+                      Max address space         1048576              unlimited            bytes\n";
+        let status = "Name:\tx\nVmSize:\t     512 kB\nVmData:\t  100 kB\n";
+        assert_eq!(own_headroom(limits, status), Some(512 << 10));
+        let both = limits.replace(
+            "unlimited            unlimited            bytes",
+            "204800 204800 bytes",
+        );
+        assert_eq!(own_headroom(&both, status), Some(100 << 10));
+        assert_eq!(
+            own_headroom(&limits.replace("1048576  ", "unlimited"), status),
+            None
+        );
+        assert_eq!(own_headroom("", ""), None);
+    }
+
+    #[test]
     fn the_tightest_limit_of_the_cgroups_above_counts() {
         let root = tempfile::tempdir().unwrap();
         let root = root.path();
@@ -221,7 +266,7 @@ mod tests {
     #[test]
     fn this_process_has_memory() {
         assert!(resident_bytes(std::process::id()).is_some_and(|bytes| bytes > 0));
-        assert!(headroom(std::process::id()).is_some());
+        assert!(headroom(std::process::id(), true).is_some());
         assert_eq!(resident_bytes(u32::MAX), None);
     }
 }

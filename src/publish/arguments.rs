@@ -21,6 +21,13 @@ pub struct NamingArguments {
     pub debuginfod: Vec<String>,
 }
 
+/// What `--format` chooses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// workflow commands of GitHub Actions
+    Github,
+}
+
 /// Options for outputs, comparison and gates.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct OutputArguments {
@@ -43,6 +50,23 @@ pub struct OutputArguments {
     /// Write the last report as a profile for pprof
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub pprof: Option<PathBuf>,
+
+    /// Write what grows and what is left as SARIF 2.1.0
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub sarif: Option<PathBuf>,
+
+    /// Write the gates as tests in JUnit's XML
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "fail_on",
+        help_heading = "Gates"
+    )]
+    pub junit: Option<PathBuf>,
+
+    /// Print annotations for GitHub Actions at the end, and add to the job's summary
+    #[arg(long, value_enum, value_name = "FORMAT", help_heading = "Output")]
+    pub format: Option<Format>,
 
     /// Pass over functions and modules that match when a stack's culprit is named; may be repeated
     #[arg(long, value_name = "GLOB", help_heading = "Stacks")]
@@ -122,6 +146,8 @@ impl OutputArguments {
             &self.folded,
             &self.flamegraph,
             &self.pprof,
+            &self.sarif,
+            &self.junit,
         ]
         .into_iter()
         .flatten()

@@ -71,12 +71,15 @@ pub fn write(path: &Path, content: impl FnOnce(&mut dyn Write) -> io::Result<()>
     result.with_context(|| format!("failed to write {}", path.display()))
 }
 
-/// Begins a recording at `path`, with what `begin` writes. It stands there from the beginning, as a recording is for runs
+/// Begins a recording or another stream at `path`, `-` for the standard output, with what `begin` writes. It stands there from the beginning, as a recording is for runs
 /// that are killed.
 ///
 /// # Errors
 /// Whatever writing fails with, naming the file; where another user's file is in the way.
 pub fn record<T>(path: &Path, begin: impl FnOnce(Box<dyn Write>) -> io::Result<T>) -> Result<T> {
+    if path == Path::new("-") {
+        return begin(Box::new(io::stdout())).context("failed to write to the standard output");
+    }
     let name = path.display();
     let place = Place::find(path)?;
     let begun = match place.way() {

@@ -12,6 +12,7 @@ use crate::analysis::blame::Blame;
 use crate::analysis::findings::Filter;
 use crate::model::report::{ListedAllocation, Report};
 use crate::model::run::Header;
+use crate::output::json;
 use crate::recording::collect::{Collector, Moment};
 use crate::recording::write::Writer;
 
@@ -21,9 +22,13 @@ const MOST_SNAPSHOTS: usize = 1024;
 /// Options that only live runs have.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
 pub struct LiveArguments {
-    /// Record the run, for memleak report
+    /// Record the run, for memleak report; - is the standard output
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub record: Option<PathBuf>,
+
+    /// Write every report as it comes, as JSON on a line of its own; - is the standard output
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub json_lines: Option<PathBuf>,
 
     /// Leave out the list of growing stacks, which ends reports from the third on
     #[arg(long, help_heading = "Report")]
@@ -39,6 +44,9 @@ pub struct LiveRun {
     publisher: Publisher,
     collector: Collector,
     file: Option<(PathBuf, Writer<Box<dyn Write>>)>,
+    lines: Option<(PathBuf, Box<dyn Write>)>,
+    /// Stacks that a line lists.
+    top: usize,
     /// The blocks of the last report, which recordings don't keep.
     blocks: Vec<ListedAllocation>,
 }
@@ -50,16 +58,22 @@ impl LiveRun {
     /// When one of the files cannot be read or written.
     pub fn open(arguments: &LiveArguments, header: Header) -> Result<LiveRun> {
         let publisher = Publisher::new(arguments.output.clone())?;
+        let streams = [&arguments.record, &arguments.json_lines];
+        let to_stdout = streams.into_iter().flatten().filter(|path| is_stdout(path));
+        let others = usize::from(publisher.takes_stdout());
+        ensure!(
+            to_stdout.count() + others <= 1,
+            "failed to write to the standard output: two outputs go there"
+        );
         let file = match &arguments.record {
             Some(path) => {
-                // the standard output has the reports, and a file called - is nobody's wish
-                ensure!(
-                    path != Path::new("-"),
-                    "failed to record: --record needs a file, not -"
-                );
                 let begin = |out| Writer::new(out, &header);
                 Some((path.clone(), file::record(path, begin)?))
             }
+            None => None,
+        };
+        let lines = match &arguments.json_lines {
+            Some(path) => Some((path.clone(), file::record(path, Ok)?)),
             None => None,
         };
         let collector = Collector::new(header).with_most_snapshots(MOST_SNAPSHOTS);
@@ -67,13 +81,21 @@ impl LiveRun {
             publisher,
             collector,
             file,
+            lines,
+            top: usize::MAX,
             blocks: Vec::new(),
         })
     }
 
+    /// Has lines of JSON list no more than so many stacks.
+    pub fn with_top(mut self, top: usize) -> LiveRun {
+        self.top = top;
+        self
+    }
+
     /// Whether [`LiveRun::push`] must get a report of every stack; without that, nothing needs all their names.
     pub fn needs_reports(&self) -> bool {
-        self.file.is_some() || self.publisher.needs_recording()
+        self.file.is_some() || self.lines.is_some() || self.publisher.needs_recording()
     }
 
     /// Whether what is shown depends on every stack's name: a report must then be complete before it is filtered.
@@ -83,7 +105,10 @@ impl LiveRun {
 
     /// Whether an output goes to the standard output, where no text report may then be.
     pub fn takes_stdout(&self) -> bool {
+        let is_taken = |path: Option<&PathBuf>| path.is_some_and(|path| is_stdout(path));
         self.publisher.takes_stdout()
+            || is_taken(self.file.as_ref().map(|(path, _)| path))
+            || is_taken(self.lines.as_ref().map(|(path, _)| path))
     }
 
     /// Takes the next report, which must list every stack, as the tracer has it: before any filter.
@@ -93,9 +118,40 @@ impl LiveRun {
     /// and later reports are taken without an error.
     pub fn push(&mut self, report: &Report, moment: Moment) -> Result<()> {
         self.collector.push(report, moment);
-        if self.publisher.lists_blocks() {
+        if self.publisher.lists_blocks() || self.lines.is_some() {
             self.blocks.clone_from(&report.allocations);
         }
+        let line = self.write_line();
+        let recorded = self.record();
+        if !self.publisher.needs_recording() && self.lines.is_none() {
+            self.collector.forget_snapshots();
+        }
+        line.and(recorded)
+    }
+
+    /// Writes the last report as a line.
+    fn write_line(&mut self) -> Result<()> {
+        let Some((path, mut out)) = self.lines.take() else {
+            return Ok(());
+        };
+        let recording = self.collector.recording();
+        let mut findings = self.publisher.findings(recording);
+        findings.cut(self.top);
+        findings.report.allocations.clone_from(&self.blocks);
+        let written = json::write_line(
+            &recording.header,
+            recording.duration_ns(),
+            &findings,
+            &mut out,
+        );
+        written
+            .and_then(|()| out.flush())
+            .with_context(|| format!("failed to write {}: its lines end here", path.display()))?;
+        self.lines = Some((path, out));
+        Ok(())
+    }
+
+    fn record(&mut self) -> Result<()> {
         let Some((path, mut writer)) = self.file.take() else {
             return Ok(());
         };
@@ -110,9 +166,6 @@ impl LiveRun {
             })?;
         }
         self.file = Some((path, writer));
-        if !self.publisher.needs_recording() {
-            self.collector.forget_snapshots();
-        }
         Ok(())
     }
 
@@ -149,6 +202,10 @@ impl LiveRun {
         findings.report.allocations = self.blocks;
         self.publisher.publish(&recording, &findings)
     }
+}
+
+fn is_stdout(path: &Path) -> bool {
+    path == Path::new("-")
 }
 
 #[cfg(test)]
@@ -230,13 +287,46 @@ mod tests {
     }
 
     #[test]
-    fn a_recording_does_not_go_to_the_standard_output() {
-        let arguments = LiveArguments {
+    fn one_output_at_most_goes_to_the_standard_output() {
+        let output = OutputArguments {
+            html: Some("-".into()),
+            ..OutputArguments::default()
+        };
+        let both = |output: OutputArguments, json_lines: Option<&str>| LiveArguments {
             record: Some("-".into()),
+            json_lines: json_lines.map(PathBuf::from),
+            output,
             ..LiveArguments::default()
         };
-        let refused = LiveRun::open(&arguments, Header::default()).err();
-        assert!(refused.is_some_and(|error| error.to_string().contains("--record")));
+        let refused = |arguments| {
+            let error = LiveRun::open(&arguments, Header::default()).err();
+            error.is_some_and(|error| error.to_string().contains("two outputs go there"))
+        };
+        assert!(refused(both(output, None)));
+        assert!(refused(both(OutputArguments::default(), Some("-"))));
+    }
+
+    #[test]
+    fn every_report_is_a_line_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.jsonl");
+        let arguments = LiveArguments {
+            json_lines: Some(path.clone()),
+            ..LiveArguments::default()
+        };
+        let mut run = LiveRun::open(&arguments, Header::default()).unwrap();
+        assert!(run.needs_reports() && !run.takes_stdout());
+        for second in 1..8 {
+            run.push(&report(100 * second), moment(second)).unwrap();
+            let text = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(text.lines().count() as u64, second);
+            let last = text.lines().last().unwrap();
+            let line: serde_json::Value = serde_json::from_str(last).unwrap();
+            assert_eq!(line["totals"]["bytes"], 100 * second);
+            assert_eq!(line["entries"][0]["blame"]["function"], "leak");
+            let growing = line["growth"]["functions"].as_array().unwrap().len();
+            assert_eq!(growing, usize::from(second > 2));
+        }
     }
 
     #[test]

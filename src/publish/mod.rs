@@ -6,24 +6,26 @@ mod file;
 mod live;
 
 use std::collections::BTreeSet;
+use std::env;
 use std::fs;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-pub use self::arguments::{BuiltIn, NamingArguments, OutputArguments};
+pub use self::arguments::{BuiltIn, Format, NamingArguments, OutputArguments};
 pub use self::live::{LiveArguments, LiveRun};
 use crate::analysis::blame::Blame;
 use crate::analysis::compare::Baseline;
 use crate::analysis::findings::{self, Filter, Findings, Hidden};
 use crate::analysis::gate::{self, Gate, Tripped};
-use crate::analysis::growth;
+use crate::analysis::growth::StackGrowth;
 use crate::analysis::identity::Precision;
+use crate::analysis::problems::{self, Problem};
 use crate::analysis::suppress::Suppressions;
 use crate::model::report::Entry;
 use crate::model::run::{Reason, Recording};
-use crate::output::{flamegraph, folded, html, json, pprof};
+use crate::output::{flamegraph, folded, github, html, json, junit, pprof, sarif};
 use crate::recording::load;
 
 /// What to do with a finished run.
@@ -59,6 +61,10 @@ impl Publisher {
                 path.display()
             );
         }
+        ensure!(
+            arguments.format.is_none() || !seen.contains(Path::new("-")),
+            "failed to print annotations: another output goes to the standard output"
+        );
         let filter = Filter {
             suppressions: suppressions(&arguments)?,
             baseline: baseline(&arguments)?,
@@ -88,7 +94,9 @@ impl Publisher {
 
     /// Whether the run must be recorded for what was asked: for an output or a gate.
     pub fn needs_recording(&self) -> bool {
-        self.arguments.files().next().is_some() || !self.arguments.fail_on.is_empty()
+        self.arguments.files().next().is_some()
+            || !self.arguments.fail_on.is_empty()
+            || self.arguments.format.is_some()
     }
 
     /// Whether an output lists single blocks.
@@ -135,7 +143,11 @@ impl Publisher {
                 .map(|tripped| format!("failed on {}: {}", tripped.gate, tripped.why)),
         );
         let exit_code = (!tripped.is_empty()).then_some(self.arguments.error_exitcode);
-        self.write_all(recording, findings, &tripped)?;
+        let problems = problems::problems(findings, &tripped);
+        self.write_all(recording, findings, &tripped, &problems)?;
+        if self.arguments.format == Some(Format::Github) {
+            write_github(findings, &problems, &tripped)?;
+        }
         Ok(Published { exit_code, notes })
     }
 
@@ -144,7 +156,9 @@ impl Publisher {
         recording: &Recording,
         findings: &Findings,
         tripped: &[Tripped],
+        problems: &[Problem],
     ) -> Result<()> {
+        let root = repository();
         let report = &findings.report;
         let duration_ns = recording.duration_ns();
         let arguments = &self.arguments;
@@ -161,10 +175,17 @@ impl Publisher {
             write(arguments.pprof.as_deref(), |mut out| {
                 pprof::write(
                     report,
+                    &findings.blame,
                     recording.header.source.is_dated(),
                     duration_ns,
                     &mut out,
                 )
+            }),
+            write(arguments.sarif.as_deref(), |mut out| {
+                sarif::write(findings, problems, &root, &mut out)
+            }),
+            write(arguments.junit.as_deref(), |mut out| {
+                junit::write(&arguments.fail_on, tripped, findings, problems, &mut out)
             }),
             write(arguments.html.as_deref(), |mut out| {
                 self.write_html(recording, findings, &mut out)
@@ -190,9 +211,16 @@ impl Publisher {
         let hidden = self.hidden_stacks(recording, findings);
         let shown = (!hidden.is_empty()).then(|| recording.without_stacks(&hidden));
         let recording = shown.as_ref().unwrap_or(recording);
+        let verdicts = findings.verdicts.iter();
+        let growth: Vec<StackGrowth> = verdicts
+            .filter(|verdict| !hidden.contains(&verdict.stack))
+            .copied()
+            .collect();
         let page = html::Page {
             recording,
-            growth: &growth::analyze(recording),
+            growth: &growth,
+            groups: &findings.groups,
+            together: findings.together,
             blame: &self.blame,
             notes: &notes,
         };
@@ -243,6 +271,32 @@ impl Publisher {
         }
         notes
     }
+}
+
+/// Prints annotations, and adds to the summary of the job if there is one.
+fn write_github(findings: &Findings, problems: &[Problem], tripped: &[Tripped]) -> Result<()> {
+    let root = repository();
+    file::write(Path::new("-"), |mut out| {
+        github::annotations(findings, problems, tripped, &root, &mut out)
+    })?;
+    let Some(path) = env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) else {
+        return Ok(());
+    };
+    let path = Path::new(&path);
+    let append = || -> io::Result<()> {
+        let mut text = Vec::new();
+        github::summary(findings, problems, tripped, &root, &mut text)?;
+        let mut file = fs::OpenOptions::new().append(true).open(path)?;
+        file.write_all(&text)
+    };
+    append().with_context(|| format!("failed to add to the summary {}", path.display()))
+}
+
+/// Where the source is that is built and traced.
+fn repository() -> PathBuf {
+    let workspace = env::var_os("GITHUB_WORKSPACE").filter(|path| !path.is_empty());
+    let here = || env::current_dir().unwrap_or_default();
+    workspace.map_or_else(here, PathBuf::from)
 }
 
 /// What was there when a baseline was marked last.

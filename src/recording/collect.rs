@@ -95,6 +95,13 @@ impl Collector {
     pub fn push(&mut self, report: &Report, moment: Moment) {
         for process in &report.processes {
             self.name_process(process.tgid, &process.name);
+            match process.ended {
+                true => self.end_process(process.tgid, moment.elapsed_ns),
+                // another one may have got its id
+                false => {
+                    self.recording.ended.remove(&process.tgid);
+                }
+            }
         }
         let rows = self.rows(&report.entries);
         let reach: Option<Vec<Reach>> = rows.iter().map(|row| row.reach).collect();
@@ -119,6 +126,11 @@ impl Collector {
         if known.is_none_or(|known| known != name) {
             self.recording.processes.insert(tgid, name.to_owned());
         }
+    }
+
+    /// Says that a process was seen to have ended, in ns as snapshots count; the first time is remembered.
+    pub fn end_process(&mut self, tgid: u32, at_ns: u64) {
+        self.recording.ended.entry(tgid).or_insert(at_ns);
     }
 
     /// Adds a snapshot whose stacks have their numbers already.

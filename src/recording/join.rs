@@ -28,6 +28,9 @@ fn append(joined: &mut Recording, part: Recording, origin: Option<&SnapshotRecor
     for (tgid, name) in &part.processes {
         collector.name_process(*tgid, name);
     }
+    for (tgid, ended) in &part.ended {
+        collector.end_process(*tgid, ended.saturating_add(shift));
+    }
     for mut snapshot in part.snapshots {
         snapshot.elapsed_ns = snapshot.elapsed_ns.saturating_add(shift);
         renumber(&mut snapshot, &numbers);

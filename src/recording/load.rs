@@ -9,10 +9,13 @@ use anyhow::{Context, Result, bail};
 
 use super::log::LogBuilder;
 use super::read::{self, Loaded};
-use super::{import_bcc, import_libbpf_tools, import_text, log};
+use super::{compressed, import_bcc, import_libbpf_tools, import_text, log};
 use crate::model::report::Frame;
 
-/// Reads the file at `path`; `-` is the standard input.
+/// Bytes of a log, which is held in memory.
+const MOST_LOG: u64 = 4 << 30;
+
+/// Reads the file at `path`, which may be compressed; `-` is the standard input.
 ///
 /// # Errors
 /// When it cannot be read, or is neither a recording nor a log of memleak.
@@ -23,7 +26,9 @@ pub fn load(path: &Path) -> Result<Loaded> {
     } else {
         Box::new(File::open(path).with_context(|| format!("failed to open {name}"))?)
     };
-    read_any(BufReader::with_capacity(1 << 16, input))
+    let input = Box::new(BufReader::with_capacity(1 << 16, input));
+    compressed::decompressed(input)
+        .and_then(read_any)
         .with_context(|| format!("failed to read {name}"))
 }
 
@@ -41,7 +46,10 @@ pub fn read_any(mut input: impl BufRead) -> Result<Loaded> {
         }
         Some(_) => {
             let mut bytes = Vec::new();
-            input.read_to_end(&mut bytes)?;
+            let read = (&mut input).take(MOST_LOG + 1).read_to_end(&mut bytes)?;
+            if read as u64 > MOST_LOG {
+                bail!("it is a log of more than 4 GiB: report on parts of it");
+            }
             import(&String::from_utf8_lossy(&bytes))
         }
     }

@@ -2,6 +2,7 @@
 //! What the figures mean is judged in `analysis`; how they look is `output`'s.
 
 pub mod collect;
+mod compressed;
 mod import_bcc;
 mod import_libbpf_tools;
 mod import_text;

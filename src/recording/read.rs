@@ -2,7 +2,7 @@
 //! The lines' shapes live in `wire`; other tools' logs are the importers' business.
 
 use std::collections::HashMap;
-use std::io::{self, BufRead};
+use std::io::{self, BufRead, ErrorKind, Read as _};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -14,6 +14,9 @@ use crate::model::run::{
     Target, TargetKind,
 };
 use crate::model::snapshot::{Amount, Class, Reach, WallTime};
+
+/// Bytes of a line: a snapshot of 100,000 stacks takes a few MiB.
+const MOST_LINE: u64 = 1 << 30;
 
 /// A recording and what a user should know about the file it came from.
 #[derive(Debug)]
@@ -41,8 +44,18 @@ pub fn read(mut input: impl BufRead) -> Result<Loaded> {
     };
     let mut warnings = Vec::new();
     for number in 2.. {
-        if !next_line(&mut input, &mut line)? {
-            break;
+        match next_line(&mut input, &mut line) {
+            Ok(true) => {}
+            Ok(false) => break,
+            // a compressed file whose writer was killed
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                let read = reader.recording.snapshots.len();
+                warnings.push(format!(
+                    "it is cut off: reading ends there, after {read} snapshots"
+                ));
+                break;
+            }
+            Err(error) => return Err(error.into()),
         }
         if let Err(error) = reader.line(&line) {
             let end = if line.ends_with(b"\n") {
@@ -66,7 +79,11 @@ pub fn read(mut input: impl BufRead) -> Result<Loaded> {
 /// Fills `line` with the next line and its end; false at the end of the input.
 fn next_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<bool> {
     line.clear();
-    Ok(input.read_until(b'\n', line)? > 0)
+    let read = input.take(MOST_LINE).read_until(b'\n', line)?;
+    match read as u64 {
+        MOST_LINE => Err(io::Error::other("it has a line of more than 1 GiB")),
+        read => Ok(read > 0),
+    }
 }
 
 fn header(line: &[u8]) -> Result<Header> {
@@ -165,6 +182,10 @@ impl Reader {
     }
 
     fn process(&mut self, line: wire::ProcessLine) -> Result<()> {
+        match line.ended_ns {
+            Some(ended) => self.recording.ended.insert(line.tgid, ended),
+            None => self.recording.ended.remove(&line.tgid),
+        };
         self.recording.processes.insert(line.tgid, line.name);
         Ok(())
     }
@@ -307,7 +328,7 @@ fn time_from(part: wire::TimePart) -> WallTime {
 }
 
 fn headroom_from(part: wire::HeadroomPart) -> Option<Headroom> {
-    let limit = [Limit::Cgroup, Limit::Available]
+    let limit = [Limit::Cgroup, Limit::Rlimit, Limit::Available]
         .into_iter()
         .find(|limit| limit.name() == part.limit)?;
     Some(Headroom {

@@ -98,6 +98,8 @@ pub struct ModuleLine {
 pub struct ProcessLine {
     pub tgid: u32,
     pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended_ns: Option<u64>,
 }
 
 /// A stack, innermost frame first.

@@ -17,7 +17,7 @@ pub struct Writer<W: Write> {
     out: W,
     modules: HashMap<Arc<Module>, u32>,
     stacks_written: usize,
-    processes_written: BTreeMap<u32, String>,
+    processes_written: BTreeMap<u32, (String, Option<u64>)>,
 }
 
 impl<W: Write> Writer<W> {
@@ -44,9 +44,7 @@ impl<W: Write> Writer<W> {
     /// Whatever the output fails with; the file then ends in a damaged line, and everything before it can be read.
     pub fn append(&mut self, recording: &Recording, snapshot: &SnapshotRecord) -> io::Result<()> {
         let stacks = &recording.stacks;
-        if self.processes_written != recording.processes {
-            self.processes(&recording.processes)?;
-        }
+        self.processes(recording)?;
         for (id, stack) in stacks.iter().enumerate().skip(self.stacks_written) {
             self.stack(id as u32, stack)?;
         }
@@ -55,14 +53,22 @@ impl<W: Write> Writer<W> {
         self.out.flush()
     }
 
-    fn processes(&mut self, processes: &BTreeMap<u32, String>) -> io::Result<()> {
-        for (&tgid, name) in processes {
-            if self.processes_written.get(&tgid) != Some(name) {
+    /// The processes of which there is something new to tell.
+    fn processes(&mut self, recording: &Recording) -> io::Result<()> {
+        for (&tgid, name) in &recording.processes {
+            let ended_ns = recording.ended.get(&tgid).copied();
+            let written = self.processes_written.get(&tgid);
+            if written.is_none_or(|(known, ended)| known != name || *ended != ended_ns) {
                 let name = name.clone();
-                self.line(&Line::Process(wire::ProcessLine { tgid, name }))?;
+                self.processes_written
+                    .insert(tgid, (name.clone(), ended_ns));
+                self.line(&Line::Process(wire::ProcessLine {
+                    tgid,
+                    name,
+                    ended_ns,
+                }))?;
             }
         }
-        self.processes_written.clone_from(processes);
         Ok(())
     }
 

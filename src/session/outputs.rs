@@ -6,11 +6,11 @@ use std::fs;
 
 use anyhow::Result;
 
+use super::is_closed_pipe;
 use crate::analysis::Limits;
 use crate::analysis::SortKey;
-use crate::analysis::blame::Blame;
-use crate::analysis::findings::Finding;
-use crate::analysis::growth::Growth;
+use crate::analysis::blame::{Blame, Culprit};
+use crate::analysis::groups::{self, Group, Together};
 use crate::analysis::history::{History, Key};
 use crate::files::proc;
 use crate::model::report::{Entry, ProcessEntry, Report};
@@ -28,8 +28,11 @@ const FIRST_WITH_GROWTH: u64 = 3;
 /// Stacks of ended processes that outputs are still told of at the end; the largest stay.
 const MOST_OF_ENDED: usize = 4096;
 
-/// Growing stacks that are named in each report.
-const MOST_GROWING: usize = 100;
+/// Stacks that are newly named in each report to see whose they are: those that grow come first.
+const MOST_NAMED: usize = 100;
+
+/// Growing functions of ended processes that are remembered.
+const MOST_ENDED_GROUPS: usize = 100;
 
 /// Processes whose limits are looked at: they mostly share them.
 const MOST_LIMITS: usize = 32;
@@ -38,6 +41,10 @@ const MOST_LIMITS: usize = 32;
 pub struct Outputs {
     run: LiveRun,
     history: Option<History>,
+    /// Who is to blame for stacks of the history; none where the user does not want to see one.
+    culprits: BTreeMap<Key, Option<Named>>,
+    /// What grew for as long as its process lived.
+    ended_groups: Vec<Group>,
     began_ns: u64,
     sort: SortKey,
     limits: Limits,
@@ -46,6 +53,14 @@ pub struct Outputs {
     ended_processes: Vec<ProcessEntry>,
     /// Whether the recording could not be written: the session goes on, but does not end well.
     failed: bool,
+}
+
+/// A stack that has been looked at.
+#[derive(Clone, Debug)]
+struct Named {
+    culprit: Option<Culprit>,
+    bytes: u64,
+    count: u64,
 }
 
 /// When, why and of whom a report is made.
@@ -74,6 +89,14 @@ impl Occasion {
             .map(|at| format!("pid {tgid} ({})", self.processes[at].name))
     }
 
+    /// Whether a process has ended, where there can be several.
+    fn has_ended(&self, tgid: u32) -> bool {
+        let found = self
+            .processes
+            .binary_search_by_key(&tgid, |process| process.tgid);
+        found.is_ok_and(|at| self.processes[at].ended)
+    }
+
     /// The resident memory of all processes in bytes; what they share counts in each.
     fn rss_bytes(&self) -> Option<u64> {
         let all = self
@@ -86,7 +109,8 @@ impl Occasion {
     /// What is left to the process that has the least.
     pub fn headroom(&self) -> Option<Headroom> {
         let all = self.pids.iter().take(MOST_LIMITS);
-        all.filter_map(|pid| memory::headroom(*pid))
+        let alone = self.pids.len() == 1;
+        all.filter_map(|pid| memory::headroom(*pid, alone))
             .min_by_key(|headroom| headroom.bytes)
     }
 }
@@ -104,8 +128,11 @@ impl Outputs {
         began_ns: u64,
     ) -> Result<Self> {
         Ok(Self {
-            run: LiveRun::open(&options.live, header(options, pid, started))?,
+            run: LiveRun::open(&options.live, header(options, pid, started))?
+                .with_top(options.reporting.top),
             history: (!options.live.no_growth).then(History::default),
+            culprits: BTreeMap::new(),
+            ended_groups: Vec::new(),
             began_ns,
             sort: options.reporting.sort,
             limits: Limits {
@@ -150,15 +177,26 @@ impl Outputs {
     pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
         if let Some(history) = &mut self.history {
             history.forget(|tgid| ended.contains_key(&tgid));
+            self.culprits.retain(|key, _| history.knows(key));
         }
     }
 
     /// Takes a snapshot and the report made of it, of as many stacks as [`Outputs::to_name`] says. Gives the part
     /// of the report to print.
-    pub fn take(&mut self, snapshot: &Snapshot, report: Report, occasion: &Occasion) -> Report {
+    ///
+    /// # Errors
+    /// When whoever read what goes to the standard output has left.
+    pub fn take(
+        &mut self,
+        snapshot: &Snapshot,
+        report: Report,
+        occasion: &Occasion,
+    ) -> Result<Report> {
+        let ended = |tgid: u32| occasion.has_ended(tgid);
+        self.judge_ended(ended);
         let counts = occasion.reason != Reason::Final && !occasion.ended_only;
         if let (Some(history), true) = (&mut self.history, counts) {
-            history.push(snapshot);
+            history.push(snapshot, ended);
         }
         if self.run.needs_reports() {
             let moment = Moment {
@@ -167,7 +205,11 @@ impl Outputs {
                 rss_bytes: occasion.rss_bytes(),
                 headroom: occasion.headroom(),
             };
+            let to_stdout = self.run.takes_stdout();
             if let Err(error) = self.run.push(&self.with_ended(&report), moment) {
+                if to_stdout && is_closed_pipe(&error) {
+                    return Err(error);
+                }
                 say!("{error:#}");
                 self.failed = true;
             }
@@ -176,7 +218,7 @@ impl Outputs {
         if occasion.reason == Reason::Mark {
             self.run.mark(&report);
         }
-        self.shown(report, occasion.ended_only)
+        Ok(self.shown(report, occasion.ended_only))
     }
 
     /// A report with what the processes held that ended before it: what they left behind is not forgotten at the end.
@@ -263,33 +305,98 @@ impl Outputs {
         shown
     }
 
-    /// The growing stacks to name, most severe first, and the limit that their times left are about; none before
-    /// the third report.
-    pub fn growing(&self, headroom: Option<Headroom>) -> (Vec<(Key, Growth)>, Option<Limit>) {
-        let Some(history) = self
-            .history
-            .as_ref()
-            .filter(|history| history.snapshots() >= FIRST_WITH_GROWTH)
-        else {
-            return (Vec::new(), None);
+    /// The stacks to name before [`Outputs::groups`] can tell what grows; none before the third report.
+    pub fn to_blame(&self) -> Vec<Key> {
+        let Some(history) = self.judged_history() else {
+            return Vec::new();
         };
-        let mut growing = history.growing(headroom.map(|headroom| headroom.bytes));
-        growing.truncate(MOST_GROWING);
-        (growing, headroom.map(|headroom| headroom.limit))
+        // what is left out can change with every mark and every byte
+        let again = self.run.filter().baseline.is_some();
+        let rising = history.rising().into_iter();
+        rising
+            .filter(|key| again || !self.culprits.contains_key(key))
+            .take(MOST_NAMED)
+            .collect()
     }
 
-    /// Growing stacks without those that the user does not want to see.
-    pub fn filter_growing(&self, growing: Vec<Finding>) -> Vec<Finding> {
-        let entries: Vec<Entry> = growing
-            .iter()
-            .map(|finding| finding.entry.clone())
-            .collect();
-        let kept = self.run.filter().remaining(&entries);
-        growing
-            .into_iter()
-            .zip(kept)
-            .filter_map(|(finding, kept)| kept.map(|_| finding))
-            .collect()
+    /// Takes the name of a stack, unless the user does not want to see it.
+    pub fn name(&mut self, key: Key, entry: &Entry) {
+        let kept = self.run.filter().remaining(std::slice::from_ref(entry));
+        let is_wanted = kept.first().is_some_and(Option::is_some);
+        let frames = entry.frames.as_deref();
+        let named = is_wanted.then(|| Named {
+            culprit: frames.and_then(|frames| self.run.blame().culprit(frames)),
+            bytes: entry.bytes,
+            count: entry.count,
+        });
+        self.culprits.insert(key, named);
+    }
+
+    /// What grows by who is to blame, most severe first, with what it comes to, and the limit that the time left is
+    /// about. Processes that have ended come last.
+    pub fn groups(
+        &mut self,
+        snapshot: &Snapshot,
+        headroom: Option<Headroom>,
+    ) -> (Vec<Group>, Together, Option<Limit>) {
+        for usage in &snapshot.usage {
+            let key = (usage.tgid, usage.class, usage.stack);
+            if let Some(Some(named)) = self.culprits.get_mut(&key) {
+                (named.bytes, named.count) = (usage.bytes, usage.count);
+            }
+        }
+        let mut groups = self.judged(|_| true);
+        let together = groups::sum(&groups, headroom.map(|headroom| headroom.bytes));
+        groups.extend(self.ended_groups.iter().cloned());
+        (groups, together, headroom.map(|headroom| headroom.limit))
+    }
+
+    /// Judges the processes that have just ended for as long as they lived.
+    fn judge_ended(&mut self, ended: impl Fn(u32) -> bool) {
+        let judged = self.judged(|tgid| ended(tgid));
+        self.ended_groups.extend(judged);
+        groups::sort(&mut self.ended_groups);
+        self.ended_groups.truncate(MOST_ENDED_GROUPS);
+    }
+
+    fn judged_history(&self) -> Option<&History> {
+        let history = self.history.as_ref()?;
+        (history.snapshots() >= FIRST_WITH_GROWTH).then_some(history)
+    }
+
+    /// What grows of the stacks whose names are known, in the processes that are wanted.
+    fn judged(&self, wanted: impl Fn(u32) -> bool) -> Vec<Group> {
+        let Some(history) = self.judged_history() else {
+            return Vec::new();
+        };
+        let mut stacks: BTreeMap<_, Vec<(Key, &Named)>> = BTreeMap::new();
+        for (key, named) in &self.culprits {
+            if let (true, Some(named)) = (wanted(key.0) && history.knows(key), named) {
+                let group = groups::key(key.0, named.culprit.as_ref());
+                stacks.entry(group).or_default().push((*key, named));
+            }
+        }
+        let mut all = Vec::new();
+        for ((tgid, _), stacks) in stacks {
+            let keys: Vec<Key> = stacks.iter().map(|(key, _)| *key).collect();
+            let Some((_, growth)) = history.judge(&keys) else {
+                continue;
+            };
+            let sum = |of: fn(&Named) -> u64| {
+                let figures = stacks.iter().map(|(_, named)| of(named));
+                figures.fold(0, u64::saturating_add)
+            };
+            all.push(Group {
+                tgid,
+                culprit: stacks[0].1.culprit.clone(),
+                growth,
+                bytes: sum(|named| named.bytes),
+                count: sum(|named| named.count),
+                stacks: (0..stacks.len()).collect(),
+            });
+        }
+        groups::sort(&mut all);
+        all
     }
 
     /// Writes the outputs and judges the gates. Gives the exit status, if that is not the session's own to say.

@@ -1,7 +1,7 @@
 //! A report's way from a snapshot to the user: ranked, named, handed to the outputs, printed, with what grows behind.
 //! The same for processes and the kernel; takes no snapshot, knows no stack, reads no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +10,6 @@ use anyhow::Result;
 
 use super::lines::WholeLines;
 use super::outputs::{Occasion, Outputs};
-use crate::analysis::findings::Finding;
 use crate::analysis::history::Key;
 use crate::analysis::rank;
 use crate::model::call::Call;
@@ -121,7 +120,7 @@ impl<'a> Reporter<'a> {
         names: &mut impl Names,
     ) -> Result<()> {
         let report = self.name(snapshot, &occasion.processes, names)?;
-        let report = self.outputs.take(snapshot, report, occasion);
+        let report = self.outputs.take(snapshot, report, occasion)?;
         write_text(&report, self.outputs.blame(), &mut self.out)?;
         if !occasion.ended_only {
             self.write_growth(snapshot, occasion, names)?;
@@ -200,25 +199,24 @@ impl<'a> Reporter<'a> {
         occasion: &Occasion,
         names: &mut impl Names,
     ) -> Result<()> {
-        let (growing, limit) = self.outputs.growing(occasion.headroom());
-        let mut findings = Vec::new();
-        for (key, growth) in growing {
-            if let Some(usage) = snapshot.usage.iter().find(|usage| key_of(usage) == key) {
+        let to_blame = self.outputs.to_blame();
+        let wanted: BTreeSet<&Key> = to_blame.iter().collect();
+        for usage in &snapshot.usage {
+            let key = key_of(usage);
+            if wanted.contains(&key) {
                 let entry = entry(usage, names)?;
-                findings.push(Finding { entry, growth });
+                self.outputs.name(key, &entry);
             }
         }
-        let findings = self.outputs.filter_growing(findings);
-        let named = |tgid| occasion.name_of(tgid);
-        let doubtful = snapshot.losses.may_lack_frees();
-        Ok(growth::write(
-            &findings,
+        let (groups, together, limit) = self.outputs.groups(snapshot, occasion.headroom());
+        let list = growth::List {
+            groups: &groups,
+            together,
             limit,
-            doubtful,
-            self.outputs.blame(),
-            named,
-            &mut self.out,
-        )?)
+            doubtful: snapshot.losses.may_lack_frees(),
+        };
+        let named = |tgid| occasion.name_of(tgid);
+        Ok(growth::write(&list, named, &mut self.out)?)
     }
 }
 

@@ -62,7 +62,7 @@ fn what_is_suppressed_is_nowhere_on_the_page_but_in_a_note() {
     let path = rules.path().to_str().expect("a path in UTF-8");
     let report = Report::with(&samples::service(), &["--suppressions", path]);
     let page = std::fs::read_to_string(report.page()).expect("the page is there");
-    assert!(page.contains("One stack is growing: <code>pricing_quote_copy</code>"));
+    assert!(page.contains("One function is growing: <code>pricing_quote_copy</code>"));
     assert!(page.contains("suppressed by leak:orders::SessionCache"));
     let (_, rest) = page
         .split_once("<section id=\"growth\"")
@@ -173,9 +173,18 @@ async fn the_table_sorts_by_any_column_both_ways() {
     with_page(report.page(), |tab| async move {
         let first = titles(&tab).await;
         assert_eq!(
-            first[0], "orders::CatalogCache::load",
-            "largest first: {first}"
+            [&first[0], &first[1], &first[2]],
+            [
+                "orders::SessionCache::node_for",
+                "pricing_quote_copy",
+                "orders::CatalogCache::load"
+            ],
+            "growing first, then the largest"
         );
+        tab.click("th[data-key=bytes] button").await;
+        tab.wait("document.querySelector('th[data-key=bytes]').ariaSort === 'descending'")
+            .await;
+        assert_eq!(titles(&tab).await[0], "orders::CatalogCache::load");
         tab.click("th[data-key=count] button").await;
         tab.wait("document.querySelector('th[data-key=count]').ariaSort === 'descending'")
             .await;
@@ -457,8 +466,16 @@ async fn a_large_run_stays_responsive() {
             .expect("a number");
         assert!(rows < 200, "{rows} rows were made at once");
         tab.shot("large").await;
-        tab.get("document.querySelector('#more').scrollIntoView()")
+        for section in ["growth", "trends", "stacks", "flame", "losses", "run"] {
+            tab.get("document.documentElement.style.scrollBehavior = 'auto'")
+                .await;
+            tab.click(&format!("nav a[href='#{section}']")).await;
+            tab.wait(&format!(
+                "(({{top, bottom}}) => top < innerHeight && bottom > 60)(document.querySelector('#{section} h2').getBoundingClientRect())"
+            ))
             .await;
+        }
+        tab.click("#more").await;
         tab.wait(&format!("{ROWS}.length > {rows}")).await;
         tab.type_into("#filter", "step_77(").await;
         tab.wait(

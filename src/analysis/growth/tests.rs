@@ -1,7 +1,7 @@
 //! Verdicts on series with known answers, and on 50 seeded variants of what services do with memory.
 
 use super::*;
-use crate::model::run::{Figure, Header, Headroom, Limit, StackRecord};
+use crate::model::run::{Figure, Header, StackRecord};
 use crate::model::snapshot::Class;
 
 const MIB: f64 = 1048576.0;
@@ -18,7 +18,7 @@ fn points(bytes: impl IntoIterator<Item = u64>) -> Vec<Point> {
 }
 
 fn verdict(bytes: impl IntoIterator<Item = u64>) -> Verdict {
-    judge(&points(bytes), None).verdict
+    judge(&points(bytes)).verdict
 }
 
 #[test]
@@ -32,20 +32,19 @@ fn three_rising_snapshots_grow_and_two_are_too_short() {
 
 #[test]
 fn continuous_needs_a_rise_in_every_snapshot() {
-    assert!(judge(&points([1, 2, 3, 4, 5, 6]), None).continuous);
-    assert!(!judge(&points([1, 2, 3, 3, 5, 6]), None).continuous);
-    assert!(!judge(&points([1, 2]), None).continuous);
+    assert!(judge(&points([1, 2, 3, 4, 5, 6])).continuous);
+    assert!(!judge(&points([1, 2, 3, 3, 5, 6])).continuous);
+    assert!(!judge(&points([1, 2])).continuous);
 }
 
 #[test]
-fn the_rate_and_the_time_left_are_exact_on_a_straight_line() {
-    let growth = judge(&points((0..10).map(|at| 1000 + at * 500)), Some(36_000));
+fn the_rate_is_exact_on_a_straight_line() {
+    let growth = judge(&points((0..10).map(|at| 1000 + at * 500)));
     let rate = growth.rate.unwrap();
     assert_eq!(
         (rate.low, rate.bytes_per_s, rate.high),
         (100.0, 100.0, 100.0)
     );
-    assert_eq!(growth.exhausted_in_s, Some(360.0));
     assert_eq!(
         (growth.first_bytes, growth.last_bytes, growth.span_ns),
         (1000, 5500, 45_000_000_000)
@@ -154,23 +153,31 @@ fn a_stack_left_out_of_a_log_is_unknown_and_of_a_recording_is_empty() {
 }
 
 #[test]
-fn the_snapshot_after_the_exit_is_not_judged_but_its_headroom_is_known() {
+fn the_snapshot_after_the_exit_is_not_judged() {
     let mut snapshots: Vec<_> = (0..4)
         .map(|at| snapshot(at, true, &[(0, 10 * (at + 1))]))
         .collect();
-    snapshots[2].headroom = Some(Headroom {
-        bytes: 100,
-        limit: Limit::Cgroup,
-    });
     snapshots[3] = SnapshotRecord {
         reason: Reason::Final,
         ..snapshot(3, true, &[])
     };
     let growth = analyze(&recording(1, snapshots)).remove(0).growth;
-    assert_eq!(
-        (growth.verdict, growth.points, growth.exhausted_in_s),
-        (Verdict::Growing, 3, Some(10.0))
-    );
+    assert_eq!((growth.verdict, growth.points), (Verdict::Growing, 3));
+}
+
+#[test]
+fn a_process_that_ended_is_judged_for_as_long_as_it_lived() {
+    let held = |at: u64| if at < 8 { 10 * (at + 1) } else { 80 };
+    let snapshots = (0..30)
+        .map(|at| snapshot(at, true, &[(0, held(at))]))
+        .collect();
+    let mut recording = recording(1, snapshots);
+    assert_eq!(analyze(&recording)[0].growth.verdict, Verdict::Plateau);
+    let end = recording.snapshots[8].elapsed_ns;
+    recording.ended.insert(recording.stacks[0].tgid, end);
+    let growth = analyze(&recording)[0].growth;
+    assert_eq!((growth.verdict, growth.points), (Verdict::Growing, 8));
+    assert_eq!(sums(&recording, &[vec![0]])[0].len(), 8);
 }
 
 #[test]

@@ -3,10 +3,12 @@
 
 use std::fmt::Write as _;
 
-use super::markup::{code, escape, name_of, seconds, target};
+use super::markup::{code, escape, name_of_group, seconds, target};
 use super::run::{last_losses, lost};
-use super::{Page, growing, words};
-use crate::analysis::growth::{StackGrowth, Verdict};
+use super::{Page, words};
+use crate::analysis::blame::Culprit;
+use crate::analysis::groups::Group;
+use crate::analysis::growth::{self, Verdict};
 use crate::model::run::{Limit, Recording, SnapshotRecord};
 
 /// How bad it is; decides the colour of the headline.
@@ -84,9 +86,8 @@ fn sentence(page: &Page<'_>) -> Sentence {
             more: "The run ended before its first snapshot.".to_owned(),
         };
     };
-    let growing = growing(page);
-    if let Some(worst) = growing.first() {
-        return growing_sentence(page, last, &growing, worst);
+    if let Some(worst) = page.groups.first() {
+        return growing_sentence(page, last, worst);
     }
     if stacks(last) == 0 {
         return Sentence {
@@ -126,61 +127,77 @@ fn sentence(page: &Page<'_>) -> Sentence {
     }
 }
 
-fn growing_sentence(
-    page: &Page<'_>,
-    last: &SnapshotRecord,
-    growing: &[&StackGrowth],
-    worst: &StackGrowth,
-) -> Sentence {
-    let name = code(&name_of(page, worst.stack));
+fn growing_sentence(page: &Page<'_>, last: &SnapshotRecord, worst: &Group) -> Sentence {
+    let doubtful = last.losses.may_lack_frees();
+    let proven = page.groups.iter().any(|group| group.growth.is_proven());
+    let who = who(page, worst);
     let gains = match worst.growth.rate {
         Some(rate) => format!("gains {}", words::rate(rate.bytes_per_s)),
         None => "gains memory in every snapshot".to_owned(),
     };
-    let doubtful = last.losses.may_lack_frees();
-    let grow = match (growing.len(), doubtful) {
+    let grow = match (page.groups.len(), doubtful) {
         (1, false) => "is growing",
         (_, false) => "are growing",
         (_, true) => "may be growing",
     };
-    let verdict = match growing.len() {
-        1 => format!("One stack {grow}: {name} {gains}."),
+    let verdict = match page.groups.len() {
+        1 => format!("One function {grow}: {who} {gains}."),
         many => format!(
-            "{} stacks {grow}. The fastest, {name}, {gains}.",
+            "{} functions {grow}. The fastest, {who}, {gains}.",
             words::count(many as u64)
         ),
     };
-    let soonest = growing
-        .iter()
-        .filter_map(|stack| stack.growth.exhausted_in_s)
-        .reduce(f64::min);
+    let mut more = Vec::new();
+    if doubtful {
+        more.push("Frees were missed: what looks like growth may be none.".to_owned());
+    } else if !proven {
+        more.push(format!(
+            "It rose in every snapshot; {} of them over {} seconds would prove it.",
+            growth::ENOUGH_POINTS,
+            growth::ENOUGH_NS / 1_000_000_000
+        ));
+    }
+    more.extend(time_left(page, last));
+    Sentence {
+        tone: match doubtful || !proven {
+            true => Tone::Unsure,
+            false => Tone::Alert,
+        },
+        verdict,
+        more: more.join(" "),
+    }
+}
+
+/// Who is to blame for a group, where in the source, and in which process, as far as that is known.
+fn who(page: &Page<'_>, group: &Group) -> String {
+    let name = code(&name_of_group(group));
+    let place = group.culprit.as_ref().and_then(Culprit::place);
+    let place = place.map_or(String::new(), |place| format!(" at {}", code(&place)));
+    let process = page.recording.processes.get(&group.tgid);
+    let process = process.map_or(String::new(), |process| {
+        format!(" in {} (pid {})", code(process), group.tgid)
+    });
+    name + &place + &process
+}
+
+/// When the memory is used up by all that grows.
+fn time_left(page: &Page<'_>, last: &SnapshotRecord) -> Option<String> {
+    let seconds = page.together.exhausted_in_s?;
     let limit = last
         .headroom
         .map_or("the memory that is left", |headroom| match headroom.limit {
             Limit::Cgroup => "the memory limit of its cgroup",
+            Limit::Rlimit => "the limit of its address space",
             Limit::Available => "the memory available on the machine",
         });
-    let left = soonest.map(|seconds| {
-        format!(
-            "At this rate {limit} is used up in {}.",
-            words::forecast(seconds)
-        )
-    });
-    let left = left.unwrap_or_default();
-    if doubtful {
-        return Sentence {
-            tone: Tone::Unsure,
-            verdict,
-            more: format!("Frees were missed: what looks like growth may be none. {left}")
-                .trim_end()
-                .to_owned(),
-        };
-    }
-    Sentence {
-        tone: Tone::Alert,
-        verdict,
-        more: left,
-    }
+    let rate = match page.groups.len() {
+        1 => "At this rate".to_owned(),
+        _ => format!("At {} in all", words::rate(page.together.bytes_per_s)),
+    };
+    Some(format!(
+        "{rate} {limit} is used up in {}.",
+        words::forecast(seconds)
+    ))
 }
 
 fn figures(page: &Page<'_>) -> String {
@@ -192,20 +209,17 @@ fn figures(page: &Page<'_>) -> String {
     } else {
         ""
     };
-    let growing = growing(page);
-    let rate: f64 = growing
-        .iter()
-        .filter_map(|stack| stack.growth.rate)
-        .map(|rate| rate.bytes_per_s)
-        .sum();
     let judged = !page
         .growth
         .iter()
         .all(|stack| stack.growth.verdict == Verdict::TooShort);
-    let growing = match (growing.len(), judged) {
+    let growing = match (page.groups.len(), judged) {
         (0, false) => ("–".to_owned(), "too few snapshots to tell".to_owned()),
-        (0, true) => ("0".to_owned(), "stacks".to_owned()),
-        (some, _) => (words::count(some as u64), format!("+{}", words::rate(rate))),
+        (0, true) => ("0".to_owned(), "functions".to_owned()),
+        (some, _) => (
+            words::count(some as u64),
+            format!("+{}", words::rate(page.together.bytes_per_s)),
+        ),
     };
     let average = match last.total_count() {
         0 => about.to_owned(),

@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use super::Page;
 use crate::analysis::blame::Blame;
 use crate::analysis::calls::{Call, calls};
+use crate::analysis::groups::Group;
 use crate::model::run::{Recording, StackRecord, TargetKind};
 use crate::visible::is_hidden;
 
@@ -76,6 +77,14 @@ fn name_of_record(record: &StackRecord, blame: &Blame) -> String {
             .get(blame.position(&calls))
             .map_or("[empty stack]".to_owned(), Call::title),
     }
+}
+
+/// What a group is called.
+pub fn name_of_group(group: &Group) -> String {
+    let culprit = group.culprit.as_ref();
+    culprit.map_or("[stack not stored]".to_owned(), |culprit| {
+        culprit.function.clone()
+    })
 }
 
 /// The functions that called the one a stack is named by.

@@ -6,6 +6,7 @@ mod headline;
 mod intern;
 mod markup;
 mod payload;
+mod processes;
 mod run;
 mod select;
 mod thin;
@@ -18,6 +19,7 @@ use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
 use crate::analysis::blame::Blame;
+use crate::analysis::groups::{Group, Together};
 use crate::analysis::growth::StackGrowth;
 use crate::model::run::Recording;
 
@@ -60,6 +62,10 @@ pub struct Page<'a> {
     pub recording: &'a Recording,
     /// What the analysis says of each stack, most severe first. Stacks that it leaves out have no verdict.
     pub growth: &'a [StackGrowth],
+    /// What grows by who is to blame, most severe first.
+    pub groups: &'a [Group],
+    /// What all of that comes to.
+    pub together: Together,
     /// Who is to blame for stacks.
     pub blame: &'a Blame,
     /// Sentences to show under the headline, such as what was suppressed or compared. Plain text.
@@ -83,6 +89,8 @@ pub fn write(page: &Page<'_>, out: &mut impl Write) -> io::Result<()> {
             "certainty" => certainty(page).to_owned(),
             "headline" => headline::headline(page),
             "alerts" => alerts::alerts(page, &data.places),
+            "processes-link" => processes::link(page).to_owned(),
+            "processes" => processes::processes(page),
             "largest" => run::largest(page),
             "losses" => run::losses(page.recording),
             "run" => run::run(page.recording),
@@ -113,14 +121,6 @@ fn policy() -> String {
         hash(SCRIPT),
         hash(STYLE)
     )
-}
-
-/// The stacks to warn of, most severe first.
-fn growing<'a>(page: &Page<'a>) -> Vec<&'a StackGrowth> {
-    page.growth
-        .iter()
-        .filter(|stack| stack.growth.is_growing())
-        .collect()
 }
 
 fn hash(text: &str) -> String {

@@ -13,6 +13,7 @@ use super::thin::{Buckets, Lane};
 use crate::analysis::blame::Blame;
 use crate::analysis::calls::calls;
 use crate::analysis::growth::{Growth, Verdict};
+use crate::analysis::identity::{self, Precision};
 use crate::model::run::{Reason, Recording};
 use crate::model::snapshot::WallTime;
 
@@ -75,6 +76,8 @@ struct Series {
 
 #[derive(Serialize)]
 struct StackData {
+    /// The same in every run: what links name it by.
+    id: String,
     calls: Option<Vec<usize>>,
     blame: usize,
     bytes: u64,
@@ -299,7 +302,13 @@ fn rss(recording: &Recording, buckets: &Buckets) -> Option<Vec<Option<u64>>> {
 fn stack_data(chosen: &Chosen<'_>, blame: &Blame, tables: &mut Tables) -> StackData {
     let frames = chosen.record.frames.as_deref().map(calls);
     let figure = chosen.last;
+    let identity = identity::identity(
+        chosen.record.class,
+        chosen.record.frames.as_deref(),
+        Precision::Function,
+    );
     StackData {
+        id: identity::short_id(&identity),
         blame: frames.as_deref().map_or(0, |calls| blame.position(calls)),
         calls: frames.map(|frames| frames.iter().map(|call| tables.call(call)).collect()),
         bytes: figure.map_or(0, |figure| figure.bytes),

@@ -82,8 +82,10 @@ fn remember(tables: &mut Tables, calls: &[Call<'_>]) {
 fn ranked(page: &Page<'_>, last: &BTreeMap<usize, Figure>, peaks: &[u64]) -> Vec<usize> {
     let mut seen = BTreeSet::new();
     let growing = page.growth.iter().filter(|stack| stack.growth.is_growing());
+    let of_groups = page.groups.iter().flat_map(|group| group.stacks.iter());
     let mut order: Vec<usize> = growing
         .map(|stack| stack.stack)
+        .chain(of_groups.copied())
         .filter(|stack| seen.insert(*stack))
         .collect();
     let mut largest: Vec<(&usize, &Figure)> = last.iter().collect();

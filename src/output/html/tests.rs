@@ -3,21 +3,21 @@
 
 use super::samples::{self, HOSTILE, HOSTILE_SHOWN};
 use super::*;
-use crate::analysis::growth::{Verdict, analyze};
+use crate::analysis::findings::{Filter, Findings, findings};
 use crate::model::losses::Losses;
 use crate::recording::read::read;
 
 /// A recording and what the analysis says of it.
 struct Sample {
     recording: Recording,
-    growth: Vec<StackGrowth>,
+    findings: Findings,
     notes: Vec<String>,
 }
 
 fn load(lines: &str) -> Sample {
     let sample = unjudged(lines);
     Sample {
-        growth: analyze(&sample.recording),
+        findings: findings(&sample.recording, &Filter::default(), &Blame::default()),
         ..sample
     }
 }
@@ -27,7 +27,7 @@ fn unjudged(lines: &str) -> Sample {
     let loaded = read(lines.as_bytes()).expect("the sample is a recording");
     Sample {
         recording: loaded.recording,
-        growth: Vec::new(),
+        findings: Findings::default(),
         notes: Vec::new(),
     }
 }
@@ -35,7 +35,9 @@ fn unjudged(lines: &str) -> Sample {
 fn page(sample: &Sample) -> String {
     let page = Page {
         recording: &sample.recording,
-        growth: &sample.growth,
+        growth: &sample.findings.verdicts,
+        groups: &sample.findings.groups,
+        together: sample.findings.together,
         blame: &Blame::default(),
         notes: &sample.notes,
     };
@@ -77,8 +79,8 @@ fn hostile_names_are_never_markup() {
 #[test]
 fn headline_and_alerts_escape_what_they_name() {
     let mut sample = load(&samples::service());
-    sample.growth.rotate_left(6);
-    sample.growth[0].growth.verdict = Verdict::Growing;
+    let worst = sample.findings.groups[0].culprit.as_mut();
+    worst.expect("a culprit").function = HOSTILE.to_owned();
     sample.recording.header.target.command = vec![HOSTILE.to_owned()];
     sample.notes = vec![HOSTILE.to_owned()];
     let page = page(&sample);
@@ -164,7 +166,8 @@ fn a_recording_without_snapshots_makes_a_page() {
 fn figures_of_stacks_that_are_not_there_are_ignored() {
     let mut sample = load(&samples::service());
     sample.recording.stacks.truncate(3);
-    sample.growth[0].stack = 99;
+    sample.findings.verdicts[0].stack = 99;
+    sample.findings.groups[0].stacks = vec![99];
     page(&sample);
 }
 
@@ -172,11 +175,10 @@ fn figures_of_stacks_that_are_not_there_are_ignored() {
 fn the_verdict_is_a_sentence() {
     let growing = page(&load(&samples::service()));
     let sentence =
-        "2 stacks are growing. The fastest, <code>orders::SessionCache::node_for</code>, gains";
+        "2 functions are growing. The fastest, <code>orders::SessionCache::node_for</code>";
     assert!(growing.contains(sentence));
     assert!(
-        growing
-            .contains("At this rate the memory limit of its cgroup is used up in about 11 hours.")
+        growing.contains("in all the memory limit of its cgroup is used up in about 11 hours.")
     );
     let clean = page(&load(&samples::clean()));
     assert!(clean.contains("Nothing is outstanding.") && clean.contains("Nothing was lost."));
@@ -201,9 +203,9 @@ fn growth_is_no_alarm_where_frees_may_be_missing() {
         let last = sample.recording.snapshots.last_mut().expect("a snapshot");
         *loss(&mut last.losses) = 1;
         let page = page(&sample);
-        assert!(page.contains("2 stacks may be growing. The fastest, "));
+        assert!(page.contains("2 functions may be growing. The fastest, "));
         assert!(page.contains("Frees were missed: what looks like growth may be none."));
-        assert!(page.contains("<h2 id=\"growth-title\">Stacks that may be growing</h2>"));
+        assert!(page.contains("<h2 id=\"growth-title\">What may be growing</h2>"));
         assert!(page.contains("<body class=\"doubtful\">"));
         assert!(page.contains("class=\"headline tone-unsure\""));
     }

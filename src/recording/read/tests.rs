@@ -126,6 +126,7 @@ fn sample() -> Recording {
             stack(8, Some(vec![])),
         ],
         processes: [(7, "one (1)".into()), (8, "two".into())].into(),
+        ended: [(8, 3)].into(),
         snapshots: vec![
             snapshot.clone(),
             SnapshotRecord {

@@ -11,7 +11,7 @@ function chartLines() {
   });
   if (report.rss) {
     const none = report.rss.map(() => null);
-    lines.push({ name: "Resident memory (RSS)", plain: true, bytes: report.rss, count: none, colour: "muted", dash: [6, 4], show: false });
+    lines.push({ name: "Resident memory (RSS)", plain: true, bytes: report.rss, count: none, colour: "muted", dash: [6, 4], show: true });
   }
   return lines;
 }

@@ -3,6 +3,9 @@
 const ROW = 21;
 const LEAST_WIDTH = 0.4;
 
+// What the width of a frame can stand for.
+const KINDS = { bytes: "bytes", count: "allocations", rate: "growth" };
+
 function startFlame() {
   const tree = growTree();
   const canvas = byId("flame-canvas");
@@ -10,7 +13,7 @@ function startFlame() {
     canvas, tree, kind: "bytes", zoom: tree, at: null, query: "", boxes: [], hits: null,
     modules: topModules(tree),
   };
-  if (!tree.bytes && !tree.count) {
+  if (!tree.bytes && !tree.count && !tree.rate) {
     byId("flame-scroll").replaceChildren(node("p", { class: "empty" }, "Nothing is outstanding, so there is nothing to draw."));
     document.querySelector("#flame .tools").hidden = true;
     byId("flame-detail").hidden = true;
@@ -31,13 +34,13 @@ function startFlame() {
 
 // `labels` are ever shorter ways to write the name.
 function newNode(name, module, parent, labels = [name]) {
-  return { name, labels, module, parent, bytes: 0, count: 0, children: new Map(), depth: parent ? parent.depth + 1 : 0, sorted: null };
+  return { name, labels, module, parent, bytes: 0, count: 0, rate: 0, children: new Map(), depth: parent ? parent.depth + 1 : 0, sorted: null };
 }
 
 function growTree() {
   const root = newNode("all", -1, null);
   for (const stack of report.stacks) {
-    if (!stack.bytes && !stack.count) continue;
+    if (!stack.bytes && !stack.count && !stack.growing) continue;
     let at = root;
     add(at, stack);
     if (manyProcesses) at = step(at, stack, stack.pid ? processTitle(stack) : "kernel", -1);
@@ -64,9 +67,11 @@ function lastPart(name) {
   return at > 0 && !name.slice(at).includes(">") ? name.slice(at + 2) : name;
 }
 
-function add(at, { bytes, count }) {
+// Only what grows has a rate: what shrinks elsewhere does not make up for it.
+function add(at, { bytes, count, rate, growing, slope }) {
   at.bytes += bytes;
   at.count += count;
+  at.rate += rate ?? (growing ? Math.max(slope ?? 0, 0) : 0);
 }
 
 function step(at, figures, name, module, labels) {
@@ -198,8 +203,9 @@ function drawBox(flame, pen, box, ink, fills, letter) {
 }
 
 function figures(flame, at) {
+  const rate = at.rate > 0 ? ` · ${formatRate(at.rate)}` : "";
   const part = (at[flame.kind] / (flame.tree[flame.kind] || 1)) * 100;
-  return `${formatBytes(at.bytes)} in ${plural(at.count, "allocation", "allocations")} · ${part.toFixed(1)} % of all ${flame.kind === "bytes" ? "bytes" : "allocations"}`;
+  return `${formatBytes(at.bytes)} in ${plural(at.count, "allocation", "allocations")} · ${part.toFixed(1)} % of all ${KINDS[flame.kind]}${rate}`;
 }
 
 function describe(flame, at) {
@@ -241,11 +247,13 @@ function wireFlame(flame) {
   });
   canvas.addEventListener("keydown", (event) => flameKey(flame, event));
   byId("flame-reset").addEventListener("click", () => zoomFlame(flame, flame.tree));
-  for (const kind of ["bytes", "count"]) {
+  byId("flame-rate").hidden = flame.tree.rate === 0;
+  for (const kind of Object.keys(KINDS)) {
     byId(`flame-${kind}`).addEventListener("click", () => {
       flame.kind = kind;
-      byId("flame-bytes").setAttribute("aria-pressed", kind === "bytes");
-      byId("flame-count").setAttribute("aria-pressed", kind === "count");
+      for (const other of Object.keys(KINDS)) byId(`flame-${other}`).setAttribute("aria-pressed", kind === other);
+      // a frame that has nothing of a kind has no width to zoom into
+      if (!flame.zoom[kind]) zoomFlame(flame, flame.tree);
       search(flame);
       describe(flame, flame.at ?? flame.zoom);
     });
@@ -274,7 +282,7 @@ function search(flame) {
       for (const child of at.children.values()) rest.push([child, inside || hit]);
     }
     const part = (matched / (flame.tree[flame.kind] || 1)) * 100;
-    const amount = flame.kind === "bytes" ? formatBytes(matched) : plural(matched, "allocation", "allocations");
+    const amount = { bytes: formatBytes, count: (count) => plural(count, "allocation", "allocations"), rate: formatRate }[flame.kind](matched);
     status.textContent = flame.hits.size
       ? `${plural(flame.hits.size, "frame matches", "frames match")} · ${amount} · ${part.toFixed(1)} %`
       : "No frame matches.";

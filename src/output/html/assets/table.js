@@ -1,4 +1,5 @@
-// The table of stacks: sorting, filtering, rows that open. Rows are made a page at a time, as they come into view.
+// The table of stacks: sorting, filtering, rows that open. Rows are made a page at a time, when they are asked for: rows
+// that came by scrolling would keep whoever scrolls from what is below the table.
 
 const PAGE = 60;
 
@@ -14,7 +15,7 @@ const COLUMNS = [
 
 function startTable() {
   const table = {
-    sort: "bytes", down: true, words: [], growing: false, made: 0,
+    sort: "index", down: false, words: [], growing: false, pid: null, made: 0, page: PAGE,
     all: report.stacks.filter((stack) => stack.bytes > 0 || stack.count > 0 || stack.growing),
     rows: [], open: new Set(),
   };
@@ -36,10 +37,10 @@ function startTable() {
     growing.setAttribute("aria-pressed", table.growing);
     fill(table);
   });
-  byId("more").addEventListener("click", () => addRows(table));
-  new IntersectionObserver((seen) => {
-    if (seen.some((entry) => entry.isIntersecting)) addRows(table);
-  }, { rootMargin: "600px" }).observe(byId("more"));
+  byId("more").addEventListener("click", () => {
+    table.page *= 2;
+    addRows(table);
+  });
   document.addEventListener("keydown", (event) => {
     const typing = event.target.closest?.("input, select, textarea");
     if (event.key === "/" && !typing && !event.ctrlKey && !event.metaKey) {
@@ -74,6 +75,7 @@ function noteOthers() {
 
 function makeHead(table) {
   const select = byId("sort");
+  select.append(node("option", { value: "index" }, table.all.some((stack) => stack.growing) ? "Growing, then bytes" : "Bytes"));
   const heads = COLUMNS.map((column) => {
     const button = node("button", { type: "button" }, column.label);
     const head = node("th", { scope: "col", class: column.class }, button);
@@ -86,7 +88,7 @@ function makeHead(table) {
   });
   select.value = table.sort;
   select.addEventListener("change", () => {
-    sortBy(table, select.value, Boolean(COLUMNS.find((column) => column.key === select.value).number));
+    sortBy(table, select.value, Boolean(COLUMNS.find((column) => column.key === select.value)?.number));
   });
   byId("stack-table").tHead.rows[0].replaceChildren(...heads);
 }
@@ -116,12 +118,26 @@ function fill(table) {
     else head.removeAttribute("aria-sort");
   }
   table.rows = table.all
-    .filter((stack) => (!table.growing || stack.growing) && table.words.every((word) => haystack(stack).includes(word)))
+    .filter((stack) => (!table.growing || stack.growing) && (table.pid === null || stack.pid === table.pid) && table.words.every((word) => haystack(stack).includes(word)))
     .sort(compare(table));
   table.made = 0;
+  table.page = PAGE;
   byId("stack-table").tBodies[0].replaceChildren();
   addRows(table);
   tellStatus(table);
+}
+
+// Shows the stacks of one process only, or of all.
+function showProcess(table, pid) {
+  table.pid = pid;
+  markProcess(table);
+  fill(table);
+}
+
+function markProcess(table) {
+  for (const item of document.querySelectorAll("#processes td[data-process]")) {
+    item.firstElementChild?.setAttribute("aria-pressed", Number(item.dataset.process) === table.pid);
+  }
 }
 
 function tellStatus(table) {
@@ -130,21 +146,22 @@ function tellStatus(table) {
   const what = filtered
     ? `${formatCount(table.rows.length)} of ${plural(table.all.length, "stack", "stacks")}`
     : plural(table.all.length, "stack", "stacks");
-  byId("stack-status").textContent = `${what} · ${formatBytes(bytes)}`;
+  const process = table.pid === null ? "" : ` · ${processTitle({ pid: table.pid })}`;
+  byId("stack-status").textContent = `${what} · ${formatBytes(bytes)}${process}`;
   const empty = byId("stack-empty");
   empty.hidden = table.rows.length > 0;
   empty.textContent = "No stack matches this filter.";
 }
 
 function addRows(table) {
-  const next = table.rows.slice(table.made, table.made + PAGE);
+  const next = table.rows.slice(table.made, table.made + table.page);
   table.made += next.length;
   const made = next.flatMap((stack) => (table.open.has(stack.index) ? [makeRow(table, stack), makeDetail(stack)] : [makeRow(table, stack)]));
   byId("stack-table").tBodies[0].append(...made);
   const more = byId("more");
   const left = table.rows.length - table.made;
   more.hidden = left === 0;
-  more.textContent = `Show ${formatCount(Math.min(PAGE, left))} more of ${formatCount(left)}`;
+  more.textContent = `Show ${formatCount(Math.min(2 * table.page, left))} more of ${formatCount(left)}`;
 }
 
 function cell(column, className, ...children) {
@@ -208,6 +225,8 @@ function reveal(table, index) {
   if (!table.rows.includes(stack)) {
     byId("filter").value = "";
     table.words = [];
+    table.pid = null;
+    markProcess(table);
   }
   fill(table);
   while (table.made <= table.rows.indexOf(stack)) addRows(table);
@@ -219,6 +238,7 @@ function reveal(table, index) {
 function makeDetail(stack) {
   const copy = node("button", { type: "button", class: "button" }, "Copy stack");
   copy.addEventListener("click", () => copyStack(copy, stack));
+  const link = node("a", { class: "button", href: `#stack=${stack.id}` }, "Link");
   const find = node("button", { type: "button", class: "button" }, "Find in flame graph");
   find.hidden = stack.calls === null || !stack.calls.length;
   find.addEventListener("click", () => {
@@ -234,7 +254,7 @@ function makeDetail(stack) {
         node("div", { class: "detail-side" },
           sparkline(stack.spark, stack.growing ? "spark growing" : "spark"),
           factList(stack),
-          node("div", { class: "detail-actions" }, copy, find)))));
+          node("div", { class: "detail-actions" }, copy, find, link)))));
 }
 
 function frameList(stack) {
@@ -242,11 +262,21 @@ function frameList(stack) {
     return node("p", { class: "empty" }, "The map of stacks was full when this memory was allocated: bytes and count are right, the stack is lost.");
   }
   const list = node("ol", { class: "frames", "aria-label": "Stack, innermost call first" });
+  if (stack.blame > 1) {
+    // the culprit comes first: what allocates on its behalf is folded
+    list.classList.add("folded");
+    const unfold = node("button", { type: "button", class: "unfold" }, `Show ${plural(stack.blame, "call", "calls")} of allocators and runtimes`);
+    unfold.addEventListener("click", () => {
+      list.classList.remove("folded");
+      unfold.parentNode.remove();
+    });
+    list.append(node("li", { class: "fold" }, unfold));
+  }
   stack.calls.forEach((id, at) => {
     const call = report.calls[id];
     const offset = call[NAME] >= 0 && !call[INLINED] ? `+0x${call[OFFSET].toString(16)}` : "";
     const place = [callPlace(id), moduleName(call[MODULE]), call[INLINED] ? "inlined" : call[ADDRESS]].filter(Boolean).join(" · ");
-    const classes = [call[INLINED] ? "inlined" : "", at === stack.blame ? "blamed" : ""].join(" ").trim();
+    const classes = [call[INLINED] ? "inlined" : "", at === stack.blame ? "blamed" : "", at < stack.blame ? "passed-over" : ""].join(" ").trim();
     list.append(node("li", { class: classes || null },
       node("bdi", { class: "frame-name" }, callName(id) + offset),
       node("bdi", { class: "frame-place" }, place)));
