@@ -23,6 +23,7 @@ pub mod publish;
 pub mod reachability;
 pub mod reader;
 pub mod recording;
+pub mod serve;
 pub mod session;
 pub mod stderr;
 pub mod symbolize;

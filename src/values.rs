@@ -1,5 +1,6 @@
 //! What is typed for sizes and spans of time, with or without a unit, as values. Errors name an example of what is right.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// The time between reports, as it was typed.
@@ -52,6 +53,17 @@ pub fn small_size(text: &str) -> Result<u32, String> {
     u32::try_from(size).map_err(|_| format!("{size} is too large"))
 }
 
+/// Reads where to listen: a port of this machine alone, or an address and a port.
+pub fn listen(text: &str) -> Result<SocketAddr, String> {
+    let port = text
+        .parse()
+        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    port.or_else(|_| text.parse()).map_err(|_| {
+        "expected a port, or an address and a port, such as 9464, 0.0.0.0:9464 or [::]:9464"
+            .to_owned()
+    })
+}
+
 fn span(text: &str) -> Result<Duration, String> {
     humantime::parse_duration(text)
         .map_err(|_| "expected a span of time such as 500ms or 2s".to_owned())
@@ -73,6 +85,16 @@ mod tests {
             assert!(size(wrong).is_err(), "{wrong}");
         }
         assert!(small_size("4G").is_err());
+    }
+
+    #[test]
+    fn without_an_address_only_this_machine_is_listened_to() {
+        assert_eq!(listen("9464").unwrap().to_string(), "127.0.0.1:9464");
+        assert_eq!(listen("0.0.0.0:80").unwrap().to_string(), "0.0.0.0:80");
+        assert_eq!(listen("[::1]:80").unwrap().to_string(), "[::1]:80");
+        for wrong in ["", ":80", "localhost:80", "99999", "0.0.0.0", "-1"] {
+            assert!(listen(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ mod problem;
 pub mod sarif;
 mod text;
 mod trace;
-mod units;
+pub mod units;
 mod warnings;
 
 pub use text::write_text;

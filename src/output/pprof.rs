@@ -81,7 +81,6 @@ fn profile(report: &Report, blame: &Blame, dated: bool, duration_ns: u64) -> Pro
         period: 1,
         comment,
         default_sample_type,
-        ..Profile::default()
     }
 }
 

@@ -179,6 +179,15 @@ impl Cgroup {
     }
 }
 
+/// The container that a process runs in, by its whole id.
+pub fn container_of(pid: u32) -> Option<String> {
+    // it may have ended meanwhile
+    let text = fs::read(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    text.split(|byte| *byte == b'\n')
+        .find_map(|line| container_in(line, ""))
+        .map(|(id, _)| id.to_owned())
+}
+
 /// The container's id that begins with `id` in a line of /proc/PID/cgroup, and the path up to there. Ids stand alone
 /// (Docker, cgroup version 1) or between a runtime's name and `.scope` (systemd), as 64 hexadecimal digits.
 fn container_in<'a>(line: &'a [u8], id: &str) -> Option<(&'a str, &'a Path)> {

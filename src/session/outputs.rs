@@ -18,8 +18,10 @@ use crate::model::run::{Header, Headroom, Host, Limit, Reason, Source, Target, T
 use crate::model::snapshot::{Snapshot, WallTime};
 use crate::options::{Choice, Options, TargetOption};
 use crate::process::memory;
+use crate::process::{cgroups, name};
 use crate::publish::LiveRun;
 use crate::recording::collect::Moment;
+use crate::serve::{ProcessNow, Server, Settings, Update};
 use crate::stderr::say;
 
 /// The first report that ends with the growing stacks: it takes three points to see a rise that goes on.
@@ -37,9 +39,13 @@ const MOST_ENDED_GROUPS: usize = 100;
 /// Processes whose limits are looked at: they mostly share them.
 const MOST_LIMITS: usize = 32;
 
+/// Processes that endpoints tell the resident memory of: those that hold most.
+const MOST_TOLD: usize = 200;
+
 /// Everything that is done with reports besides printing them.
 pub struct Outputs {
     run: LiveRun,
+    server: Option<Server>,
     history: Option<History>,
     /// Who is to blame for stacks of the history; none where the user does not want to see one.
     culprits: BTreeMap<Key, Option<Named>>,
@@ -76,6 +82,10 @@ pub struct Occasion {
     pub processes: Vec<ProcessEntry>,
     /// Only those that have ended are to be shown.
     pub ended_only: bool,
+    /// Times that a probe was met.
+    pub events: u64,
+    /// Share of the CPU time that tracing takes, from 0 to 1, where that was asked for and can be told.
+    pub overhead: Option<f64>,
 }
 
 impl Occasion {
@@ -127,20 +137,37 @@ impl Outputs {
         started: WallTime,
         began_ns: u64,
     ) -> Result<Self> {
+        let limits = Limits {
+            stacks: options.reporting.top,
+            processes: options
+                .many_processes()
+                .then_some(options.reporting.top_processes),
+        };
+        let header = header(options, pid, started);
+        let server = match options.live.listen {
+            Some(address) => {
+                let mut hosts = options.live.allow_host.clone();
+                hosts.push(header.host.name.clone());
+                let settings = Settings {
+                    address,
+                    hosts,
+                    functions: options.live.metrics_functions,
+                    blame: Blame::new(&options.live.output.blame_skip),
+                    limits,
+                };
+                Some(Server::start(settings, header.clone())?)
+            }
+            None => None,
+        };
         Ok(Self {
-            run: LiveRun::open(&options.live, header(options, pid, started))?
-                .with_top(options.reporting.top),
+            run: LiveRun::open(&options.live, header)?.with_top(options.reporting.top),
+            server,
             history: (!options.live.no_growth).then(History::default),
             culprits: BTreeMap::new(),
             ended_groups: Vec::new(),
             began_ns,
             sort: options.reporting.sort,
-            limits: Limits {
-                stacks: options.reporting.top,
-                processes: options
-                    .many_processes()
-                    .then_some(options.reporting.top_processes),
-            },
+            limits,
             ended: Vec::new(),
             ended_processes: Vec::new(),
             failed: false,
@@ -159,7 +186,7 @@ impl Outputs {
 
     /// How many stacks a report must name for what was asked: all of them, or those that are shown.
     pub fn to_name(&self) -> Limits {
-        match self.run.needs_names() {
+        match self.run.needs_names() || self.server.is_some() {
             true => Limits {
                 stacks: usize::MAX,
                 processes: None,
@@ -170,7 +197,12 @@ impl Outputs {
 
     /// Whether every report must hold all processes, and not only those to show.
     pub fn needs_reports(&self) -> bool {
-        self.run.needs_reports()
+        self.run.needs_reports() || self.server.is_some()
+    }
+
+    /// Whether reports are served to others while the run goes on.
+    pub fn serves(&self) -> bool {
+        self.server.is_some()
     }
 
     /// Forgets how processes grew that have ended.
@@ -198,27 +230,45 @@ impl Outputs {
         if let (Some(history), true) = (&mut self.history, counts) {
             history.push(snapshot, ended);
         }
-        if self.run.needs_reports() {
+        if self.needs_reports() {
             let moment = Moment {
                 elapsed_ns: occasion.now_ns.saturating_sub(self.began_ns),
                 reason: occasion.reason,
                 rss_bytes: occasion.rss_bytes(),
                 headroom: occasion.headroom(),
             };
-            let to_stdout = self.run.takes_stdout();
-            if let Err(error) = self.run.push(&self.with_ended(&report), moment) {
-                if to_stdout && is_closed_pipe(&error) {
+            let whole = self.with_ended(&report);
+            if self.run.needs_reports()
+                && let Err(error) = self.run.push(&whole, moment)
+            {
+                if self.run.takes_stdout() && is_closed_pipe(&error) {
                     return Err(error);
                 }
                 say!("{error:#}");
                 self.failed = true;
             }
+            self.publish(whole, moment, occasion);
             self.keep_ended(&report);
         }
         if occasion.reason == Reason::Mark {
             self.run.mark(&report);
         }
         Ok(self.shown(report, occasion.ended_only))
+    }
+
+    /// Hands a report to the endpoints, if there are any.
+    fn publish(&self, report: Report, moment: Moment, occasion: &Occasion) {
+        if let Some(server) = &self.server {
+            let report = self.run.shown(report);
+            server.publish(Update {
+                processes: processes_now(&report, &occasion.pids),
+                report,
+                moment,
+                growing: None,
+                events: occasion.events,
+                overhead: occasion.overhead,
+            });
+        }
     }
 
     /// A report with what the processes held that ended before it: what they left behind is not forgotten at the end.
@@ -288,7 +338,7 @@ impl Outputs {
             report.entries.retain(|entry| ended(&entry.tgid));
             report.allocations.retain(|listed| ended(&listed.tgid));
         }
-        if !self.run.needs_names() {
+        if !self.run.needs_names() && self.server.is_none() {
             return report;
         }
         let mut shown = self.run.shown(report);
@@ -353,7 +403,7 @@ impl Outputs {
 
     /// Judges the processes that have just ended for as long as they lived.
     fn judge_ended(&mut self, ended: impl Fn(u32) -> bool) {
-        let judged = self.judged(|tgid| ended(tgid));
+        let judged = self.judged(ended);
         self.ended_groups.extend(judged);
         groups::sort(&mut self.ended_groups);
         self.ended_groups.truncate(MOST_ENDED_GROUPS);
@@ -408,6 +458,31 @@ impl Outputs {
         published.notes.iter().for_each(|note| say!("{note}"));
         Ok(published.exit_code.or(self.failed.then_some(1)))
     }
+}
+
+/// The living processes of a report, those that hold most.
+fn processes_now(report: &Report, pids: &[u32]) -> Vec<ProcessNow> {
+    let held = |pid: u32| {
+        let found = report
+            .processes
+            .binary_search_by_key(&pid, |process| process.tgid);
+        found.map_or(0, |at| report.processes[at].bytes)
+    };
+    let mut pids = pids.to_vec();
+    pids.sort_by_key(|&pid| (std::cmp::Reverse(held(pid)), pid));
+    pids.truncate(MOST_TOLD);
+    let alone = pids.len() == 1;
+    let now = pids.into_iter().map(|pid| ProcessNow {
+        pid,
+        comm: report
+            .process_name(pid)
+            .map_or_else(|| name(pid), |name| Some(name.to_owned()))
+            .unwrap_or_default(),
+        container: cgroups::container_of(pid),
+        resident_bytes: memory::resident_bytes(pid),
+        headroom: memory::headroom(pid, alone),
+    });
+    now.collect()
 }
 
 fn header(options: &Options, pid: Option<u32>, started: WallTime) -> Header {

@@ -113,6 +113,20 @@ impl Overhead {
 
     /// The estimates since the last call, and since the start.
     pub fn estimate(&mut self, tracer: &mut Tracer<'_>) -> Result<(Estimate, Estimate)> {
+        let (now, trap) = self.look(tracer)?;
+        let recent = self.since(&self.previous, &now, trap);
+        let total = self.since(&self.begun, &now, trap);
+        self.previous = now;
+        Ok((recent, total))
+    }
+
+    /// The estimate since the start.
+    pub fn total(&mut self, tracer: &mut Tracer<'_>) -> Result<Estimate> {
+        let (now, trap) = self.look(tracer)?;
+        Ok(self.since(&self.begun, &now, trap))
+    }
+
+    fn look(&mut self, tracer: &mut Tracer<'_>) -> Result<(Reading, TrapCost)> {
         if self.statistics.is_some() {
             self.run_time = tracer.run_time()?;
         }
@@ -126,13 +140,14 @@ impl Overhead {
             // once it has gone, what was read last has to do
             cpu: cpu_time(self.pid).unwrap_or(self.previous.cpu),
         };
-        let since = |from| Estimate {
+        Ok((now, trap))
+    }
+
+    fn since(&self, from: &Reading, to: &Reading, trap: TrapCost) -> Estimate {
+        Estimate {
             of_machine: self.pid.is_none(),
-            ..estimate(from, &now, self.run_time, trap)
-        };
-        let (recent, total) = (since(&self.previous), since(&self.begun));
-        self.previous = now;
-        Ok((recent, total))
+            ..estimate(from, to, self.run_time, trap)
+        }
     }
 }
 

@@ -137,6 +137,11 @@ impl<'a> Reporter<'a> {
         self.outputs.needs_reports()
     }
 
+    /// Whether reports are served to others while the run goes on.
+    pub fn serves(&self) -> bool {
+        self.outputs.serves()
+    }
+
     /// Forgets processes that have got their last report.
     pub fn forget(&mut self, ended: &BTreeMap<u32, u64>) {
         self.outputs.forget(ended);

@@ -11,9 +11,7 @@ use super::outputs::Occasion;
 use super::probing::Scope;
 use super::processes::Keepers;
 use super::reporter::Names;
-use super::{
-    End, Session, interpreters, lost, monotonic_ns, silence, unwinding, wall_time,
-};
+use super::{End, Session, interpreters, lost, monotonic_ns, silence, unwinding, wall_time};
 use crate::analysis::select::Selection;
 use crate::languages::InterpretedFrame;
 use crate::model::report::{Frame, Language};
@@ -116,6 +114,10 @@ impl Session<'_> {
             self.symbolizer.download();
         }
         self.symbolizer.refresh();
+        let (events, overhead) = match self.reporter.serves() {
+            true => self.cost()?,
+            false => (0, None),
+        };
         let mut names = ProcessNames {
             tracer: &mut self.tracer,
             mappings: &self.mappings,
@@ -133,6 +135,8 @@ impl Session<'_> {
             pids: self.processes.living().collect(),
             processes: self.processes.entries(filter.ended_only),
             ended_only,
+            events,
+            overhead,
         };
         self.reporter.report(&snapshot, &occasion, &mut names)?;
         self.symbolizer.rest();
@@ -161,6 +165,15 @@ impl Session<'_> {
             self.mappings.keep_needed(pid, &addresses);
         }
         Ok(())
+    }
+
+    /// How often probes were met so far, and the share of the CPU time that they took.
+    fn cost(&mut self) -> Result<(u64, Option<f64>)> {
+        let Some(overhead) = &mut self.overhead else {
+            return Ok((0, None));
+        };
+        let total = overhead.total(&mut self.tracer)?;
+        Ok((total.events, total.share))
     }
 
     /// Sees to what nobody is known to hold.

@@ -13,7 +13,10 @@ use fantoccini::key::Key;
 use serde_json::json;
 use tempfile::TempDir;
 
-use browser::{Tab, with_page};
+use crate::support::process::Running;
+use crate::support::{fixture, memleak, require_root};
+use browser::{Tab, with_address, with_page};
+use rustix::process::Signal;
 use samples::HOSTILE_SHOWN;
 
 /// The report of a recording, written by the program itself.
@@ -68,6 +71,38 @@ fn what_is_suppressed_is_nowhere_on_the_page_but_in_a_note() {
         .split_once("<section id=\"growth\"")
         .expect("the alerts");
     assert!(!rest.contains("SessionCache::insert"));
+}
+
+#[tokio::test]
+async fn the_live_page_shows_the_next_report_without_being_loaded_again() {
+    require_root();
+    let mut service = Running::spawn(&mut Command::new(fixture::c("service")));
+    let mut command = memleak::command();
+    let pid = service.pid().to_string();
+    command.args(["-v", "-o", "0", "--listen", "0", "-p", &pid, memleak::NEVER]);
+    let mut tracer = Running::spawn(&mut command);
+    let prefix = "memleak: listening at ";
+    let line = tracer.stderr_line("address", |line| line.starts_with(prefix));
+    tracer.stderr_line("`armed` line", |line| line.starts_with("memleak: armed"));
+    let mut round = move || {
+        service.send("round");
+        service.expect("done");
+        tracer.signal(Signal::USR1);
+        tracer.stdout_line("report", |line| line.contains("] Top "));
+    };
+    round();
+    with_address(line[prefix.len()..].to_owned(), |tab| async move {
+        let blocks =
+            |count: u32| format!("document.querySelector('#blocks').textContent === '{count}'");
+        tab.wait(&blocks(4)).await;
+        tab.get("(window.loaded = 1)").await;
+        round();
+        tab.wait(&blocks(7)).await;
+        assert_eq!(tab.get("window.loaded").await, json!(1));
+        let text = tab.text("document.querySelector('main').textContent").await;
+        assert!(text.contains("slow_leak"), "{text}");
+    })
+    .await;
 }
 
 /// The rows of the table that are there, as a JavaScript expression.

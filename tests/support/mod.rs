@@ -4,6 +4,7 @@
 
 pub mod elf;
 pub mod fixture;
+pub mod http;
 pub mod kernel_log;
 pub mod memleak;
 pub mod process;

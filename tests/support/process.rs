@@ -77,6 +77,14 @@ impl Running {
         self.child.id()
     }
 
+    /// Writes a line to the child's standard input.
+    pub fn send(&mut self, line: &str) {
+        let stdin = self.stdin.as_mut().expect("stdin is open");
+        if let Err(error) = writeln!(stdin, "{line}") {
+            self.fail(&format!("failed to write to stdin: {error}"));
+        }
+    }
+
     /// Writes a newline to the child's standard input: the fixtures' signal to go on.
     pub fn send_line(&mut self) {
         let stdin = self.stdin.as_mut().expect("stdin is open");

@@ -8,6 +8,7 @@ mod allocator_mappings;
 mod allocators;
 mod check;
 mod debuginfod;
+mod endpoints;
 mod ends;
 mod errors;
 mod exact_flow;

@@ -18,6 +18,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
+pub use self::markup::escape;
 use crate::analysis::blame::Blame;
 use crate::analysis::groups::{Group, Together};
 use crate::analysis::growth::StackGrowth;

@@ -81,6 +81,15 @@ where
     Test: FnOnce(Tab) -> Done,
     Done: Future<Output = ()> + Send + 'static,
 {
+    with_address(format!("file://{}", page.display()), test).await;
+}
+
+/// The same for a page that is served.
+pub async fn with_address<Test, Done>(address: String, test: Test)
+where
+    Test: FnOnce(Tab) -> Done,
+    Done: Future<Output = ()> + Send + 'static,
+{
     let driver = Driver::start();
     let profile = tempfile::tempdir().expect("a directory for the profile");
     let client = ClientBuilder::new(HttpConnector::new())
@@ -91,7 +100,6 @@ where
     let tab = Tab {
         client: client.clone(),
     };
-    let address = format!("file://{}", page.display());
     let body = {
         let opened = tab.clone();
         let address = address.clone();
@@ -311,7 +319,7 @@ impl Tab {
         assert!(others.is_empty(), "the page asked for {others:?}");
         assert!(!asked.is_empty(), "requests are not being watched");
         let resources = self
-            .get("performance.getEntriesByType('resource').map(entry => entry.name)")
+            .get("performance.getEntriesByType('resource').map(entry => entry.name).filter(name => name !== location.href)")
             .await;
         assert_eq!(resources, json!([]), "the page fetched something");
     }
