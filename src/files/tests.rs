@@ -199,6 +199,12 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("process/mappings/maps.rs", "/proc"),
     ("process/memory.rs", "/proc"),
     ("process/handle.rs", "/proc"),
+    ("reachability/kernel_roots.rs", "/proc"),
+    (
+        "reachability/memory.rs",
+        "/proc, the link to the target's own program there included",
+    ),
+    ("reachability/threads.rs", "/proc"),
     ("process/vdso.rs", "/proc"),
     ("tracer/kernel.rs", "/sys and memleak's own namespace"),
 ];
