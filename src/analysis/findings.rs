@@ -201,8 +201,10 @@ impl Filter {
 impl Hidden {
     fn add_difference(&mut self, whole: &Entry, shown: Option<&Entry>) {
         self.stacks += u64::from(shown.is_none());
-        self.bytes += whole.bytes - shown.map_or(0, |entry| entry.bytes);
-        self.count += whole.count - shown.map_or(0, |entry| entry.count.min(whole.count));
+        let bytes = shown.map_or(0, |entry| entry.bytes);
+        let count = shown.map_or(0, |entry| entry.count);
+        self.bytes = (self.bytes).saturating_add(whole.bytes.saturating_sub(bytes));
+        self.count = (self.count).saturating_add(whole.count.saturating_sub(count));
     }
 }
 
@@ -421,4 +423,33 @@ fn figure_when_judged(recording: &Recording, stack: usize) -> Option<&Figure> {
                 .ok()?;
             figures.get(at)
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_adds_up_to_no_more_than_there_are_numbers() {
+        let entry = |bytes, count| Entry {
+            tgid: 0,
+            class: crate::model::snapshot::Class::Heap,
+            allocator: None,
+            bytes,
+            count,
+            oldest_ns: None,
+            reach: None,
+            frames: None,
+        };
+        let mut hidden = Hidden::default();
+        for _ in 0..2 {
+            hidden.add_difference(&entry(u64::MAX - 1, u64::MAX), None);
+        }
+        // an excess that is more than the whole, as in a recording that lies
+        hidden.add_difference(&entry(1, 1), Some(&entry(2, 2)));
+        assert_eq!(
+            (hidden.stacks, hidden.bytes, hidden.count),
+            (2, u64::MAX, u64::MAX)
+        );
+    }
 }

@@ -17,7 +17,12 @@ pub fn write(report: &Report, title: &str, out: &mut impl Write) -> io::Result<(
     let lines: Vec<String> = folded::fold(report, name)
         .into_iter()
         .filter(|&(_, bytes)| bytes > 0)
-        .map(|(stack, bytes)| format!("{stack} {bytes}"))
+        .scan(u64::MAX, |left, (stack, bytes)| {
+            // the graph adds up without looking
+            let bytes = bytes.min(*left);
+            *left -= bytes;
+            Some(format!("{stack} {bytes}"))
+        })
         .collect();
     if lines.is_empty() {
         return write_empty(title, out);

@@ -57,7 +57,7 @@ fn shift_ns(joined: &Recording, part: &Recording, origin: Option<&SnapshotRecord
     let begins = if dated {
         by_clock.saturating_add(origin.elapsed_ns)
     } else {
-        last.elapsed_ns + step_ns(joined)
+        last.elapsed_ns.saturating_add(step_ns(joined))
     };
     begins.max(last.elapsed_ns).saturating_sub(next.elapsed_ns)
 }
@@ -121,6 +121,16 @@ mod tests {
         assert_eq!(stacks, [0, 1, 2, 1, 0, 1]);
         assert_eq!(joined.stacks.len(), 3);
         assert!(join(Vec::new()).is_none());
+    }
+
+    #[test]
+    fn a_part_behind_the_end_of_time_stays_there() {
+        let mut first = log(1, "f", 1);
+        first.snapshots[1].elapsed_ns = u64::MAX - 1;
+        let joined = join(vec![first, log(1, "f", 1)]).unwrap();
+        let times: Vec<u64> = joined.snapshots.iter().map(|s| s.elapsed_ns).collect();
+        assert!(times.is_sorted(), "{times:?}");
+        assert_eq!(times[2..], [u64::MAX; 2]);
     }
 
     #[test]

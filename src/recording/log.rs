@@ -341,10 +341,11 @@ impl LogBuilder {
     /// Seconds since 1970-01-01 of a log without dates. A clock that falls back by more than half a day has passed
     /// midnight; one that falls back by less was set, and stands still here.
     fn unix_s(&mut self, second_of_day: i64) -> i64 {
-        let mut now = self.days * DAY_S + second_of_day;
-        if now + DAY_S / 2 < self.last_s {
+        let on_day = |days: i64| days.saturating_mul(DAY_S).saturating_add(second_of_day);
+        let mut now = on_day(self.days);
+        if now.saturating_add(DAY_S / 2) < self.last_s {
             self.days += 1;
-            now += DAY_S;
+            now = on_day(self.days);
         }
         self.last_s = self.last_s.max(now);
         self.last_s
@@ -371,10 +372,10 @@ impl LogBuilder {
             .collect();
         self.collector.push_snapshot(SnapshotRecord {
             time: WallTime {
-                unix_ns: unix_s * 1_000_000_000,
+                unix_ns: unix_s.saturating_mul(1_000_000_000),
                 utc_offset_s: 0,
             },
-            elapsed_ns: (unix_s - first_s).unsigned_abs() * 1_000_000_000,
+            elapsed_ns: unix_s.abs_diff(first_s).saturating_mul(1_000_000_000),
             figures,
             estimated: self.estimated,
             ..SnapshotRecord::default()
@@ -407,6 +408,20 @@ impl LogBuilder {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_log_of_more_days_than_there_are_stays_at_the_end_of_time() {
+        let heading = "[23:00:00] Top 10 stacks with outstanding allocations:";
+        let mut log = LogBuilder::new(Source::LibbpfTools, Top::Asked);
+        log.line(heading, |_, _| None);
+        (log.days, log.last_s) = (i64::MAX / DAY_S, i64::MAX);
+        log.line(heading, |_, _| None);
+        let recording = log.finish();
+        let times = recording.snapshots.iter();
+        let times: Vec<_> = times.map(|s| (s.time.unix_ns, s.elapsed_ns)).collect();
+        assert_eq!(times.last(), Some(&(i64::MAX, u64::MAX)));
+        assert!(times.is_sorted());
+    }
 
     #[test]
     fn headings_are_read_in_every_spelling() {
