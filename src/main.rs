@@ -52,7 +52,8 @@ fn main() -> ExitCode {
         Some(cli::Command::Completions { shell }) => return print_completions(shell),
         None => {}
     }
-    let options = match options::validate(arguments, process::named) {
+    let alone = std::env::args_os().len() == 2;
+    let options = match options::validate(arguments, process::named, alone) {
         Ok(options) => options,
         Err(message) => return fail(&message, USAGE),
     };

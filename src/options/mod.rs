@@ -177,11 +177,16 @@ impl Options {
     }
 }
 
-/// Checks the arguments. `find` gives the processes of a name. The error is one line that says what to change.
+/// Checks the arguments. `find` gives the processes of a name; `alone` says that there is one argument and no more. The
+/// error is one line that says what to change.
 ///
 /// # Errors
 /// When something that was typed is wrong, or does not fit the rest.
-pub fn validate(arguments: Arguments, find: impl Fn(&str) -> Vec<u32>) -> Result<Options, String> {
+pub fn validate(
+    arguments: Arguments,
+    find: impl Fn(&str) -> Vec<u32>,
+    alone: bool,
+) -> Result<Options, String> {
     let recording = validate_recording(&arguments)?;
     let reporting = validate_reporting(&arguments)?;
     // a day's worth of centuries is enough, and far below where a Duration would overflow
@@ -199,7 +204,7 @@ pub fn validate(arguments: Arguments, find: impl Fn(&str) -> Vec<u32>) -> Result
         return Err("--max-overhead must be a percentage above 0".into());
     }
     let target = validate_target(&arguments, find)?;
-    if target == TargetOption::Kernel {
+    if alone && target == TargetOption::Kernel {
         refuse_lone_number(&arguments)?;
     }
     if arguments.user.is_some() && !matches!(target, TargetOption::Command(_)) {
@@ -539,13 +544,15 @@ mod tests {
     use super::*;
 
     fn options(arguments: &[&str]) -> Result<Options, String> {
+        let alone = arguments.len() == 1;
         let arguments = std::iter::once("memleak").chain(arguments.iter().copied());
         let arguments = Arguments::try_parse_from(arguments).map_err(|error| error.to_string())?;
-        validate(arguments, |name| match name {
+        let find = |name: &str| match name {
             "one" => vec![12],
             "two" => vec![12, 34],
             _ => Vec::new(),
-        })
+        };
+        validate(arguments, find, alone)
     }
 
     #[test]
@@ -588,6 +595,7 @@ mod tests {
         assert_eq!(target(&["300s"]), TargetOption::Kernel);
         assert_eq!(target(&["60"]), TargetOption::Kernel);
         assert_eq!(target(&["600", "2"]), TargetOption::Kernel);
+        assert_eq!(target(&["-v", "3600"]), TargetOption::Kernel);
     }
 
     #[test]

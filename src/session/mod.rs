@@ -432,7 +432,7 @@ fn config(options: &Options, processes: Option<ProcessFilter>) -> Config {
 /// How one process is traced where nothing else was asked for.
 pub fn default_config() -> Config {
     let arguments = Arguments::parse_from(["memleak", "-p", "1"]);
-    let options = validate(arguments, |_| Vec::new());
+    let options = validate(arguments, |_| Vec::new(), false);
     config(&options.expect("the defaults are valid"), None)
 }
 

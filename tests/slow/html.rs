@@ -247,7 +247,7 @@ async fn the_filter_finds_functions_modules_and_files() {
     with_page(report.page(), |tab| async move {
         for (words, titles_left) in [
             ("sessioncache", json!(["orders::SessionCache::node_for"])),
-            ("libcrypto", json!(["CRYPTO_zalloc"])),
+            ("libcrypto", json!(["SSL_CTX_new_ex"])),
             ("quote.c", json!(["pricing_quote_copy"])),
             ("worker pricing_l", json!(["pricing_quote_copy"])),
             ("no such function", json!([])),

@@ -30,11 +30,8 @@ const FIXTURES: &[(&str, &[&str], Result<(), &str>)] = &[
         Err("a fixture of another test file, which has its own truth"),
     ),
     ("lost_kinds.c", &[], Err("waits for the end of its input")),
-    (
-        "leak_cases.c",
-        &[],
-        Err("a fixture of lost_truth, which compares each of its cases"),
-    ),
+    ("leaky_extension.c", &[], Err("a library, no program")),
+    ("scribble.c", &[], Err("a library, no program")),
     (
         "service.c",
         &[],

@@ -205,7 +205,7 @@ impl Tab {
 
     async fn bring_into_view(&self, selector: &str) {
         let scroll = "scrollIntoView({block: 'center'})";
-        self.get(&format!("document.querySelector('{selector}').{scroll}"))
+        self.get(&format!("document.querySelector(`{selector}`).{scroll}"))
             .await;
     }
 
