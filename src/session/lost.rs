@@ -128,14 +128,16 @@ impl Session<'_> {
         let Some(lost) = self.options.lost else {
             return Ok(Default::default());
         };
+        let at_end = watch.is_some_and(Watch::is_at_end);
         self.take_in()?;
         let blocks = self.tracer.live_blocks(pid)?;
         let kept = kept_stacks(&self.tracer, &self.mappings, pid, &blocks)?;
         let request = Request {
             pid,
             blocks: blocks.iter().map(|block| of_block(block, &kept)).collect(),
-            complete: self.knows_all_blocks(pid),
-            mode: match watch.is_some_and(Watch::is_at_end) {
+            // while the program runs, blocks come between the list and the stop: what only they point to is not known lost
+            complete: at_end && self.knows_all_blocks(pid),
+            mode: match at_end {
                 // it stands anyway
                 true => reachability::Mode::Stop,
                 false => lost.mode,
