@@ -8,9 +8,10 @@
 
 #include "process.bpf.h"
 
+/* Their sizes are set before load. */
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);
-	__uint(max_entries, 256 * 1024);
+	__uint(max_entries, 4096);
 } range_events SEC(".maps");
 
 struct {
