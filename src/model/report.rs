@@ -9,6 +9,11 @@ use serde::{Deserialize, Serialize};
 use crate::model::losses::Losses;
 use crate::model::snapshot::{Allocation, Amount, Class, Look, Reach, WallTime};
 
+/// Bytes as lower-case hexadecimal digits: how build ids are written everywhere.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// An object (executable, shared library, kernel or kernel module) that code belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Module {

@@ -14,7 +14,7 @@ use crate::analysis::groups::Group;
 use crate::analysis::growth::Growth;
 use crate::analysis::identity::{self, Precision};
 use crate::model::losses::Losses;
-use crate::model::report::{Entry, Frame, Function, Language, ListedAllocation, ProcessEntry};
+use crate::model::report::{Entry, Frame, Function, Language, ListedAllocation, ProcessEntry, hex};
 use crate::model::run::Header;
 use crate::model::snapshot::{Allocation, Look, Reach, WallTime};
 use crate::visible::{Spelling, Visible};
@@ -410,12 +410,12 @@ fn growth_part(growth: &Growth, exhausted_in_s: Option<f64>) -> GrowthPart {
 fn frame_part(frame: &Frame) -> FramePart<'_> {
     let module = frame.module.as_ref();
     FramePart {
-        address: hex(frame.address),
+        address: address(frame.address),
         module: module.map(|module| module.path.to_string_lossy().into_owned()),
         build_id: module
             .and_then(|module| module.build_id.as_deref())
-            .map(digits),
-        file_offset: frame.file_offset.map(hex),
+            .map(hex),
+        file_offset: frame.file_offset.map(address),
         function: frame.function.as_ref().map(function_part),
         language: frame.language.map(Language::name),
         symbol_offset: (frame.function.is_some() && frame.language.is_none())
@@ -442,7 +442,7 @@ fn allocation_part(listed: &ListedAllocation) -> AllocationPart<'_> {
     } = listed.allocation;
     AllocationPart {
         tgid: listed.tgid,
-        address: hex(address),
+        address: self::address(address),
         size,
         tid,
         age_ns,
@@ -452,10 +452,6 @@ fn allocation_part(listed: &ListedAllocation) -> AllocationPart<'_> {
 }
 
 /// Addresses are strings, as many JSON readers round numbers above 2^53.
-fn hex(value: u64) -> String {
+fn address(value: u64) -> String {
     format!("{value:#x}")
-}
-
-fn digits(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

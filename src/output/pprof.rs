@@ -14,7 +14,7 @@ use prost::Message;
 
 use crate::analysis::blame::Blame;
 use crate::analysis::calls::calls;
-use crate::model::report::{Entry, Frame, Function, Module, Report};
+use crate::model::report::{Entry, Frame, Function, Module, Report, hex};
 use crate::model::snapshot::Reach;
 use proto::{Label, Line, Location, Mapping, Profile, Sample, ValueType};
 
@@ -313,12 +313,7 @@ impl Builder {
         let mapping = |(at, ((module, base), seen)): (usize, (Mapped, Seen))| {
             // Where the file's offset is unknown, so is where the mapping begins.
             let (memory_start, memory_limit) = base.map_or((0, 0), |base| (base, seen.end));
-            let build_id: String = module
-                .build_id
-                .iter()
-                .flatten()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
+            let build_id = hex(module.build_id.as_deref().unwrap_or_default());
             Mapping {
                 id: at as u64 + 1,
                 memory_start,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::wire::{self, Hex, Line};
-use crate::model::report::{Frame, Function, Location, Module};
+use crate::model::report::{Frame, Function, Location, Module, hex};
 use crate::model::run::{Header, Recording, SnapshotRecord, StackRecord};
 use crate::model::snapshot::{Reach, WallTime};
 use crate::visible::{Spelling, Visible};
@@ -119,7 +119,7 @@ impl<W: Write> Writer<W> {
             return Ok(id);
         }
         let id = self.modules.len() as u32;
-        let build_id = module.build_id.as_deref().map(wire::hex);
+        let build_id = module.build_id.as_deref().map(hex);
         self.line(&Line::Module(wire::ModuleLine {
             id,
             path: lossy(&module.path),

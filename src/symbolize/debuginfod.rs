@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context as _, Result, bail};
 
 use crate::files::{self, MOST_OBJECT_BYTES};
+use crate::model::report::hex;
 use crate::reader;
 use crate::stderr::say;
 
@@ -220,10 +221,6 @@ fn prune(cache: &Path, keep: Option<&Path>, most: u64) {
             total -= bytes;
         }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

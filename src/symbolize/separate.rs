@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use crate::debuginfo::Facts;
 use crate::files::proc;
 use crate::files::{Kept, MOST_OBJECT_BYTES, Opened, Root, Way, owners};
+use crate::model::report::hex;
 use crate::reader;
 
 /// The folder for debug information that distributions agree on.
@@ -216,10 +217,6 @@ fn foreign_root(pid: u32) -> Option<RootId> {
     };
     let of_process = id(&proc::folder(pid))?;
     (Some(&of_process) != id(Path::new("/proc/self")).as_ref()).then_some(of_process)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use super::markup::visible;
 use crate::analysis::calls::{Call, short};
+use crate::model::report::hex;
 
 /// What stands for "unknown" in place of an index.
 const NONE: i64 = -1;
@@ -112,11 +113,6 @@ impl Tables {
             .count();
         text.len() + 5 * escaped + 3
     }
-}
-
-/// Bytes in hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn place<T: Clone + Eq + std::hash::Hash>(

@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use super::Page;
-use super::intern::hex;
 use super::markup::{code, escape, name_of, path_of, seconds, target};
 use super::words;
 use crate::model::losses::Losses;
-use crate::model::report::Module;
+use crate::model::report::{Module, hex};
 use crate::model::run::{Recording, Source};
 
 /// Rows of the table that stands in where scripts do not run.
