@@ -73,19 +73,20 @@ static __always_inline void begin_interpreted(struct interpreted *interpreted)
 }
 
 /* Appends a frame, or the mark of a loop; returns whether there was room. */
-static __always_inline bool add_word(struct interpreted *interpreted, __u64 word)
+static __always_inline bool add_word(struct interpreted *interpreted, struct interpreter_walk *inner,
+				     __u64 word)
 {
 	__u32 count = interpreted->count;
 
 	if (count >= INTERPRETED_WORDS)
 		return false;
-	interpreted->words[count] = word;
+	inner->words[count] = word;
 	interpreted->count = count + 1;
 	return true;
 }
 
 /* Goes to the mark of the next loop. */
-static __always_inline void next_mark(struct interpreted *interpreted)
+static __always_inline void next_mark(struct interpreted *interpreted, const struct interpreter_walk *inner)
 {
 	__u32 next = interpreted->next;
 
@@ -93,7 +94,7 @@ static __always_inline void next_mark(struct interpreted *interpreted)
 		interpreted->mark = NO_MARK;
 		return;
 	}
-	interpreted->mark = interpreted->words[next];
+	interpreted->mark = inner->words[next];
 	interpreted->next = next + 1;
 }
 
@@ -112,14 +113,15 @@ static __always_inline bool is_next_loop(const struct interpreted *interpreted, 
 }
 
 /* The next frame of a loop; 0 where it has no more. */
-static __always_inline __u64 next_frame(const struct interpreted *interpreted)
+static __always_inline __u64 next_frame(const struct interpreted *interpreted,
+					const struct interpreter_walk *inner)
 {
 	__u32 next = interpreted->next;
 	__u64 word;
 
 	if (next >= interpreted->count || next >= INTERPRETED_WORDS)
 		return 0;
-	word = interpreted->words[next];
+	word = inner->words[next];
 	return word & INTERPRETED_FRAME ? word : 0;
 }
 
@@ -141,16 +143,16 @@ static __always_inline void take_off_loop(struct thread *thread)
 
 /* Adds the next frame of a loop; returns whether there is one, and room. Not static, so that the verifier
  * looks at it once. */
-__noinline int merge_frame(struct thread *thread)
+__noinline int merge_frame(struct thread *thread, struct interpreter_walk *inner)
 {
 	struct interpreted *interpreted;
 	__u64 word;
 	__u32 depth;
 
-	if (!thread)
+	if (!thread || !inner)
 		return false;
 	interpreted = &thread->interpreted;
-	word = next_frame(interpreted);
+	word = next_frame(interpreted, inner);
 	if (!word)
 		return false;
 	depth = thread->stack.depth;
@@ -171,18 +173,19 @@ __noinline int merge_frame(struct thread *thread)
  */
 __noinline int merge_interpreted(struct thread *thread)
 {
+	struct interpreter_walk *inner = interpreter_walk_of(current_task(), false);
 	int i;
 
-	if (!thread)
+	if (!thread || !inner)
 		return false;
 	/* a loop that runs nothing that is to be seen stays what it is */
-	if (next_frame(&thread->interpreted))
+	if (next_frame(&thread->interpreted, inner))
 		take_off_loop(thread);
 	for (i = 0; i < MAX_STACK_DEPTH; i++) {
-		if (!merge_frame(thread))
+		if (!merge_frame(thread, inner))
 			break;
 	}
-	next_mark(&thread->interpreted);
+	next_mark(&thread->interpreted, inner);
 	return thread->walk.end != STACK_DEPTH;
 }
 
@@ -244,14 +247,15 @@ __noinline int keep_code(void)
 {
 	/* not handed on: Linux 6.1 wants to know that what a map's element is made of is in a map */
 	struct thread *thread = thread_of(current_task(), false);
+	struct interpreter_walk *inner = interpreter_walk_of(current_task(), false);
 	struct found_code *found;
 	struct code_head *head;
 	struct code_key key = {};
 	__u32 number, *known;
 
-	if (!thread)
+	if (!thread || !inner)
 		return 0;
-	found = &thread->found_code;
+	found = &inner->found_code;
 	head = (struct code_head *)thread->walk.window;
 	thread->walk.window_size = 0;
 	head->interpreter = found->interpreter;

@@ -130,7 +130,7 @@ struct code_key {
 /* What an interpreter runs, merged into the native stack as the walk gets to its evaluation loops. */
 struct interpreted {
 	__u64 mark; /* an address on the stack that is in the next loop's frame */
-	__u32 next; /* in `words` */
+	__u32 next; /* in the words */
 	__u32 count;
 	__u64 hash_before[2]; /* of the walk: without its last frame, without the last two */
 	__u64 loop_begin[2];
@@ -140,8 +140,6 @@ struct interpreted {
 	__u64 bias; /* of its file */
 	__u32 due;  /* 1: its frames are still to be taken in */
 	__u32 lost; /* 1: some are not shown, which has been counted */
-	/* Loops from the innermost: the mark of each, then its frames from the innermost. */
-	__u64 words[INTERPRETED_WORDS];
 };
 
 /* Text as an interpreter has it, without the text itself. */
@@ -194,12 +192,21 @@ struct python {
 	struct known_code known[PYTHON_KNOWN_CODE];
 };
 
+/* What is kept per thread that runs interpreted code. Apart from `struct thread`, since Linux 7.0 gives a
+ * task no more than 8 KiB in one piece. */
+struct interpreter_walk {
+	/* Loops from the innermost: the mark of each, then its frames from the innermost. */
+	__u64 words[INTERPRETED_WORDS];
+	struct python python;
+	struct found_code found_code;
+};
+
 /* Why frames of an interpreter's are not shown. */
 enum interpreted_loss {
 	INTERPRETED_NO_THREAD = 0, /* the thread's state is not where it should be */
 	INTERPRETED_UNREADABLE = 1,
 	INTERPRETED_NO_CODE = 2,   /* what should be code is not */
-	INTERPRETED_NO_ROOM = 3,   /* for more code */
+	INTERPRETED_NO_ROOM = 3,   /* for more code, or for what a thread needs */
 	INTERPRETED_UNMATCHED = 4, /* an evaluation loop without frames */
 	INTERPRETED_LOSSES = 8,	   /* as many as there are; a power of 2 */
 };

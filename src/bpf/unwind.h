@@ -123,6 +123,7 @@ struct deferred_walk {
 	__u32 readable;	     /* bit by bit, the pages that could be read: a frame can have untouched ones */
 	struct stack walked; /* up to that frame */
 	struct interpreted interpreted; /* what is to be merged from there on */
+	__u64 interpreted_words[INTERPRETED_WORDS];
 };
 
 /* The most pages that follow, each of 4096 bytes on any machine. */

@@ -10,6 +10,8 @@ use crate::unwind::{End, Frame, Link, Rule, step};
 
 /// What words of a stack have that are no addresses: INTERPRETED_FRAME of src/bpf/interpreter.h.
 const INTERPRETED_FRAME: u64 = 1 << 63;
+/// Frames, and marks between them, that a walk over an interpreter's frames can give; INTERPRETED_WORDS.
+const INTERPRETED_WORDS: usize = 256;
 /// In place of a mark: the frame is known by its code.
 const MARK_BY_CODE: u64 = 0;
 /// No frame of an evaluation loop is left.
@@ -30,6 +32,7 @@ pub struct DeferredWalk {
     hash: u64,
     walked: types::stack,
     interpreted: types::interpreted,
+    interpreted_words: [u64; INTERPRETED_WORDS],
     memory_begin: u64,
     /// Bit by bit, the pages of `memory` that could be read.
     readable: u32,
@@ -67,6 +70,7 @@ impl DeferredWalk {
             hash: event.hash,
             walked: event.walked,
             interpreted: event.interpreted,
+            interpreted_words: event.interpreted_words,
             memory_begin: event.sp & !(PAGE_BYTES as u64 - 1),
             readable: event.readable,
             memory: memory
@@ -135,7 +139,8 @@ impl DeferredWalk {
     /// Puts the frames that the loop runs in its native frame's place, which was added last; tells whether there was room.
     fn merge(&mut self, max_depth: usize) -> bool {
         let interpreted = &mut self.interpreted;
-        let words = &interpreted.words[..(interpreted.count as usize).min(interpreted.words.len())];
+        let words = &self.interpreted_words;
+        let words = &words[..(interpreted.count as usize).min(words.len())];
         let rest = words.get(interpreted.next as usize..).unwrap_or_default();
         let count = rest
             .iter()
@@ -280,6 +285,7 @@ mod tests {
                 mark: NO_MARK,
                 ..types::interpreted::default()
             },
+            interpreted_words: [0; INTERPRETED_WORDS],
             tgid: 1,
             time_ns: 5,
             id: StackId(id),
@@ -338,7 +344,7 @@ mod tests {
             row: 1,
             ..types::interpreted::default()
         };
-        walk.interpreted.words[..words.len()].copy_from_slice(words);
+        walk.interpreted_words[..words.len()].copy_from_slice(words);
         walk
     }
 

@@ -237,6 +237,7 @@ fn configure(
     }
 
     maps.threads.set_autocreate(features.task_storage)?;
+    maps.interpreter_walks.set_autocreate(interpreters)?;
     maps.threads_by_id.set_autocreate(!features.task_storage)?;
     maps.idle_thread.set_autocreate(!features.task_storage)?;
     maps.user_frames.set_max_entries(frame_chunks.max(1))?;

@@ -14,6 +14,7 @@
  */
 __noinline int take_interpreted_frames(struct thread *thread)
 {
+	struct interpreter_walk *inner;
 	struct interpreted *interpreted;
 	struct interpreter *interpreter;
 	__u32 row, i;
@@ -26,14 +27,19 @@ __noinline int take_interpreted_frames(struct thread *thread)
 	interpreter = bpf_map_lookup_elem(&interpreters, &row);
 	if (!interpreter)
 		return 0;
+	inner = interpreter_walk_of(current_task(), true);
+	if (!inner) {
+		lose_interpreted(interpreted, INTERPRETED_NO_ROOM);
+		return 0;
+	}
 	interpreted->tail_calls = interpreter->tail_calls;
 	for (i = 0; i < 2; i++) {
 		interpreted->loop_begin[i] = interpreter->loop_begin[i] + interpreted->bias;
 		interpreted->loop_size[i] = interpreter->loop_size[i];
 	}
 	if (interpreter->language == LANGUAGE_PYTHON)
-		take_python_frames(thread, interpreter);
-	next_mark(interpreted);
+		take_python_frames(thread, inner, interpreter);
+	next_mark(interpreted, inner);
 	return 0;
 }
 

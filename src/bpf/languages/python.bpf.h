@@ -47,10 +47,11 @@ static __always_inline __u32 number_at(const struct python *python, __u32 offset
 
 /* The frames that have been taken in are all that there will be; those of the loop that is open are left out.
  */
-static __always_inline int give_up(struct thread *thread, enum interpreted_loss loss)
+static __always_inline int give_up(struct thread *thread, struct interpreter_walk *inner,
+				   enum interpreted_loss loss)
 {
 	lose_interpreted(&thread->interpreted, loss);
-	thread->interpreted.count = thread->python.loop_begin;
+	thread->interpreted.count = inner->python.loop_begin;
 	return PYTHON_DONE;
 }
 
@@ -81,7 +82,7 @@ static __always_inline bool read_text(const struct interpreter *interpreter, __u
  * Looks at the code object at `found_code.address`, which is in `python.memory`; gives its number, 0 where
  * there is none. Not static, so that the verifier looks at it once.
  */
-__noinline int number_of_python_code(struct thread *thread)
+__noinline int number_of_python_code(struct thread *thread, struct interpreter_walk *inner)
 {
 	const struct python_layout *layout;
 	struct interpreter *interpreter;
@@ -91,15 +92,15 @@ __noinline int number_of_python_code(struct thread *thread)
 	__u64 *header, lines, hash, bias;
 	__u32 row, *number;
 
-	if (!thread)
+	if (!thread || !inner)
 		return 0;
 	row = thread->interpreted.row;
 	interpreter = bpf_map_lookup_elem(&interpreters, &row);
 	if (!interpreter)
 		return 0;
 	layout = &interpreter->python;
-	python = &thread->python;
-	found = &thread->found_code;
+	python = &inner->python;
+	found = &inner->found_code;
 	header = found->header;
 	bias = thread->interpreted.bias;
 	if (!read_text(interpreter, bias, word_at(python, layout->code_name), &found->name, header))
@@ -131,10 +132,10 @@ __noinline int number_of_python_code(struct thread *thread)
 }
 
 /* Opens a loop; its mark may come later. */
-static __always_inline bool open_loop(struct thread *thread, __u64 mark)
+static __always_inline bool open_loop(struct thread *thread, struct interpreter_walk *inner, __u64 mark)
 {
-	thread->python.loop_begin = thread->interpreted.count;
-	return add_word(&thread->interpreted, mark);
+	inner->python.loop_begin = thread->interpreted.count;
+	return add_word(&thread->interpreted, inner, mark);
 }
 
 /* Goes to the record of the loop further out, whose innermost frame must be `frame`. */
@@ -204,7 +205,7 @@ static __always_inline __u64 frame_word(const struct python *python, __u64 frame
 
 /* Reads a code object, and finds or makes what is known of it; 0, or why it can't be shown, below 0. Not
  * static, so that the verifier looks at it once. */
-__noinline int look_at_python_code(struct thread *thread)
+__noinline int look_at_python_code(struct thread *thread, struct interpreter_walk *inner)
 {
 	struct interpreter *interpreter;
 	struct known_code *known;
@@ -213,20 +214,20 @@ __noinline int look_at_python_code(struct thread *thread)
 	__u64 code;
 	int number;
 
-	if (!thread)
+	if (!thread || !inner)
 		return 0;
 	row = thread->interpreted.row;
 	interpreter = bpf_map_lookup_elem(&interpreters, &row);
 	if (!interpreter)
 		return -INTERPRETED_NO_CODE;
-	python = &thread->python;
-	code = thread->found_code.address;
+	python = &inner->python;
+	code = inner->found_code.address;
 	bytes = interpreter->python.code_bytes;
 	if (bytes > sizeof(python->memory) || bpf_probe_read_user(python->memory, bytes, (void *)code))
 		return -INTERPRETED_UNREADABLE;
 	if (word_at(python, OBJECT_TYPE) != interpreter->code_type + thread->interpreted.bias)
 		return -INTERPRETED_NO_CODE;
-	number = number_of_python_code(thread);
+	number = number_of_python_code(thread, inner);
 	if (number < 0)
 		return number;
 	if (!number)
@@ -243,7 +244,7 @@ __noinline int look_at_python_code(struct thread *thread)
  * Takes in the frame that is next; gives whether there are more. Not static, so that the verifier looks at it
  * once.
  */
-__noinline int take_python_frame(struct thread *thread)
+__noinline int take_python_frame(struct thread *thread, struct interpreter_walk *inner)
 {
 	struct interpreter *interpreter;
 	const struct python_layout *layout;
@@ -252,17 +253,17 @@ __noinline int take_python_frame(struct thread *thread)
 	struct python *python;
 	__u32 row, kind = 0;
 
-	if (!thread)
+	if (!thread || !inner)
 		return PYTHON_DONE;
 	row = thread->interpreted.row;
 	interpreter = bpf_map_lookup_elem(&interpreters, &row);
 	if (!interpreter)
 		return PYTHON_DONE;
 	layout = &interpreter->python;
-	python = &thread->python;
+	python = &inner->python;
 	frame = python->frame;
 	if (!read_frame(python, layout, frame))
-		return give_up(thread, INTERPRETED_UNREADABLE);
+		return give_up(thread, inner, INTERPRETED_UNREADABLE);
 	caller = frame_word(python, frame, layout->frame_caller);
 	code = frame_word(python, frame, layout->frame_code) & ~1ULL;
 	position = frame_word(python, frame, layout->frame_position);
@@ -274,13 +275,13 @@ __noinline int take_python_frame(struct thread *thread)
 
 		python->frame = caller;
 		if (begin < INTERPRETED_WORDS)
-			thread->interpreted.words[begin] = frame;
-		return caller && open_loop(thread, MARK_BY_CODE);
+			inner->words[begin] = frame;
+		return caller && open_loop(thread, inner, MARK_BY_CODE);
 	}
 
 	known = known_code(python, code);
 	if (!code || known->code != code || (!interpreter->ends_seen && python->looked_at != frame)) {
-		thread->found_code.address = code;
+		inner->found_code.address = code;
 		return PYTHON_NEEDS_CODE;
 	}
 	python->frame = caller;
@@ -291,21 +292,21 @@ __noinline int take_python_frame(struct thread *thread)
 	/* a frame that is being set up is not seen, as in Python's own tracebacks; what doesn't fit here
 	 * doesn't fit into a stack either */
 	if ((__s32)position >= known->begun &&
-	    !add_word(&thread->interpreted,
+	    !add_word(&thread->interpreted, inner,
 		      INTERPRETED_FRAME | (__u64)known->number << INTERPRETED_CODE_SHIFT | (__u32)position))
 		return PYTHON_DONE;
 	if (!ends_loop(layout, kind)) {
 		if (caller)
 			return PYTHON_GOES_ON;
 		/* no loop has begun with it */
-		return give_up(thread, INTERPRETED_UNMATCHED);
+		return give_up(thread, inner, INTERPRETED_UNMATCHED);
 	}
 	if (!next_record(python, layout, caller)) {
 		/* what was taken in is right, and what comes can't be told */
 		lose_interpreted(&thread->interpreted, INTERPRETED_UNREADABLE);
 		return PYTHON_DONE;
 	}
-	return caller && open_loop(thread, python->loop);
+	return caller && open_loop(thread, inner, python->loop);
 }
 
 /* The state that Python keeps of the current thread; 0 where it has none, or, counted, where it is not found.
@@ -334,27 +335,33 @@ static __always_inline __u64 python_thread(struct thread *thread, const struct i
 	return 0;
 }
 
-/* Looks at the code of the next frame; gives whether that can be shown. */
-static __always_inline int know_python_code(struct thread *thread)
+/*
+ * Looks at the code of the next frame; gives whether that can be shown. Not static, so that the verifier
+ * looks at it once and not for each frame.
+ */
+__noinline int know_python_code(struct thread *thread, struct interpreter_walk *inner)
 {
-	int err = look_at_python_code(thread);
+	int err;
 
+	if (!thread || !inner)
+		return PYTHON_DONE;
+	err = look_at_python_code(thread, inner);
 	/* not where it is met: the more calls lie within each other, the less stack each has */
 	if (err == CODE_IS_NEW)
-		err = keep_code() ? look_at_python_code(thread) : -INTERPRETED_NO_ROOM;
+		err = keep_code() ? look_at_python_code(thread, inner) : -INTERPRETED_NO_ROOM;
 	if (err == CODE_IS_NEW)
 		err = -INTERPRETED_NO_CODE;
 	if (err)
-		return give_up(thread, -err);
-	thread->python.looked_at = thread->python.frame;
+		return give_up(thread, inner, -err);
+	inner->python.looked_at = inner->python.frame;
 	return PYTHON_GOES_ON;
 }
 
 /* Finds the innermost frame, and the record of the loop that runs it; gives whether there is one. */
-static __always_inline bool begin_python(struct thread *thread, const struct python_layout *layout,
+static __always_inline bool begin_python(struct interpreter_walk *inner, const struct python_layout *layout,
 					 __u64 state)
 {
-	struct python *python = &thread->python;
+	struct python *python = &inner->python;
 	__u64 frame = 0, record = MARK_BY_CODE;
 
 	python->loop_begin = 0;
@@ -376,9 +383,9 @@ static __always_inline bool begin_python(struct thread *thread, const struct pyt
 }
 
 /* Forgets the code of another program, and, where some has ended, all of it. */
-static __always_inline void forget_ended_code(struct thread *thread)
+static __always_inline void forget_ended_code(struct thread *thread, struct interpreter_walk *inner)
 {
-	struct python *python = &thread->python;
+	struct python *python = &inner->python;
 	__u32 ends = code_ends, i;
 
 	if (python->known_mm == thread->walk.mm && python->known_ends == ends)
@@ -390,28 +397,29 @@ static __always_inline void forget_ended_code(struct thread *thread)
 }
 
 /* Takes in all frames that Python runs in the current thread. */
-static __always_inline void take_python_frames(struct thread *thread, const struct interpreter *interpreter)
+static __always_inline void take_python_frames(struct thread *thread, struct interpreter_walk *inner,
+					       const struct interpreter *interpreter)
 {
 	__u64 state = python_thread(thread, interpreter);
 	int i;
 
 	if (!state)
 		return;
-	if (!begin_python(thread, &interpreter->python, state)) {
+	if (!begin_python(inner, &interpreter->python, state)) {
 		lose_interpreted(&thread->interpreted, INTERPRETED_UNREADABLE);
 		return;
 	}
-	if (!thread->python.frame)
+	if (!inner->python.frame)
 		return;
-	forget_ended_code(thread);
-	open_loop(thread, thread->python.loop);
+	forget_ended_code(thread, inner);
+	open_loop(thread, inner, inner->python.loop);
 	for (i = 0; i < 2 * INTERPRETED_WORDS; i++) {
-		int next = take_python_frame(thread);
+		int next = take_python_frame(thread, inner);
 
 		/* here, and not where it is met: the more calls lie within each other, the less stack each
 		 * has */
 		if (next == PYTHON_NEEDS_CODE)
-			next = know_python_code(thread);
+			next = know_python_code(thread, inner);
 		if (next == PYTHON_DONE)
 			return;
 	}

@@ -20,8 +20,11 @@ struct {
 	__type(value, __u32);
 } allocator_files SEC(".maps");
 
-/* Whether a place in an object's file, in bytes from its beginning, is code of the object's allocator. */
-static __always_inline bool is_allocator_code(__u32 object, __u64 offset)
+/*
+ * Whether a place in an object's file, in bytes from its beginning, is code of the object's allocator. Not
+ * static, so that the verifier looks at it once and not at each call.
+ */
+__noinline int is_allocator_code(__u32 object, __u64 offset)
 {
 	const volatile struct allocator_code *code;
 	__u32 i;
@@ -61,17 +64,31 @@ static long find_place_in_vma(struct task_struct *task, struct vm_area_struct *v
 	return 0;
 }
 
-/* Whether an address is code of an allocator that calls another object's mmap. */
-static __always_inline bool is_in_other_allocator(struct task_struct *task, __u64 address)
+/*
+ * Whether an address is code of an allocator's, or -EBUSY. Not static, so that the verifier looks at it once
+ * and not at each call.
+ */
+__noinline int ask_for_allocator(__u64 address)
 {
 	struct code_place place = {.address = address};
-	int tries;
+
+	/* as in ask_for_vma() */
+	if (!can_find_mappings)
+		return -EBUSY;
+	if (bpf_find_vma(current_task(), address, find_place_in_vma, &place, 0) == -EBUSY)
+		return -EBUSY;
+	return is_allocator_code(place.object, place.offset);
+}
+
+/* Whether an address is code of an allocator that calls another object's mmap. */
+static __always_inline bool is_in_other_allocator(__u64 address)
+{
+	int tries, answer = -EBUSY;
 
 	/* the kernel can't say while another thread changes the mappings: that takes microseconds */
-	for (tries = 0; tries < FIND_VMA_TRIES; tries++)
-		if (bpf_find_vma(task, address, find_place_in_vma, &place, 0) != -EBUSY)
-			break;
-	return is_allocator_code(place.object, place.offset);
+	for (tries = 0; tries < FIND_VMA_TRIES && answer == -EBUSY; tries++)
+		answer = ask_for_allocator(address);
+	return answer > 0;
 }
 
 /*
@@ -90,7 +107,7 @@ static __always_inline bool maps_for_allocator(struct pt_regs *ctx, struct task_
 	caller = caller_of(entry_of(ctx));
 	if (is_allocator_code(function->code, function->offset + (caller - regs_pc(ctx))))
 		return true;
-	return live && can_find_mappings && allocators_that_call && is_in_other_allocator(task, caller);
+	return live && can_find_mappings && allocators_that_call && is_in_other_allocator(caller);
 }
 
 #endif

@@ -84,14 +84,16 @@ static __always_inline bool may_have_left_a_call(struct task_struct *task, __u64
 
 /*
  * Whether a function whose return address is at `stack` still waits for its turn, on a stack that is not the
- * current one, as coroutines' are: in a mapping of its own. Where the kernel can't say just now, it may.
+ * current one, as coroutines' are: in a mapping of its own. Where the kernel can't say just now, it may. Not
+ * static, so that the verifier looks at it once and not at each call.
  */
-static __always_inline bool waits_elsewhere(struct task_struct *task, struct thread *thread, __u64 sp,
-					    __u64 stack)
+__noinline int waits_elsewhere(__u64 sp, __u64 stack)
 {
+	struct task_struct *task = current_task();
+	struct thread *thread = thread_of(task, false);
 	__u64 here = 0, there = 0;
 
-	if (!can_find_mappings)
+	if (!can_find_mappings || !thread)
 		return false;
 #if RETURN_ADDRESS_ON_STACK
 	if (stack != thread->returning_slot && read_user_word(stack) != return_trampoline(task))
@@ -125,7 +127,7 @@ __noinline int would_forget_returns(__u64 sp)
 			return false;
 		/* what is left on an alternate stack that is not in use was left by longjmp */
 		if (!is_on_alternate_stack(task, thread, stack) &&
-		    (on_alternate || waits_elsewhere(task, thread, sp, stack)))
+		    (on_alternate || waits_elsewhere(sp, stack)))
 			return true;
 		instance = BPF_CORE_READ(instance, next);
 	}
@@ -212,15 +214,27 @@ static __always_inline void take_old_block(struct task_struct *task, struct call
 	call->has_old = address && release_block(&key, &call->old);
 }
 
-static __always_inline void put_old_block_back(struct task_struct *task, struct call *call)
+/* Not static, so that the verifier looks at it once and not at each call. */
+__noinline int record_old_block(void)
 {
-	struct block_key key = {.address = call->arguments[0], .tgid = tgid_of(task)};
-	struct block block = call->old;
+	struct task_struct *task = current_task();
+	struct thread *thread = thread_of(task, false);
+	struct block_key key = {.tgid = tgid_of(task)};
+	struct block block;
 
-	if (!call->has_old)
-		return;
-	call->has_old = false;
+	if (!thread)
+		return 0;
+	key.address = thread->call.arguments[0];
+	block = thread->call.old;
+	thread->call.has_old = false;
 	record_block(&key, &block);
+	return 0;
+}
+
+static __always_inline void put_old_block_back(struct call *call)
+{
+	if (call->has_old)
+		record_old_block();
 }
 
 static __always_inline int enter_range_call(struct pt_regs *ctx, struct task_struct *task,
@@ -262,7 +276,7 @@ static __always_inline void check_call_at_free(struct task_struct *task, __u64 b
 	if (call->has_old && call->arguments[0] == block)
 		call->has_old = false;
 	if (!has_a_frame(task, thread, sp)) {
-		put_old_block_back(task, call);
+		put_old_block_back(call);
 		take_call_up(thread);
 	}
 }
@@ -280,7 +294,7 @@ static __always_inline int drop_calls(struct entry entry, __u32 row, int maps_me
 	if (!thread)
 		return false;
 	for (i = 0; i <= MAX_SET_ASIDE; i++) {
-		put_old_block_back(task, &thread->call);
+		put_old_block_back(&thread->call);
 		take_call_up(thread);
 		if (!thread->call.sp)
 			return false;
@@ -526,7 +540,7 @@ __noinline int take_up_returning(__u64 sp)
 	if (!known)
 		return false;
 	for (i = 0; i < MAX_SET_ASIDE; i++) {
-		put_old_block_back(task, &thread->call);
+		put_old_block_back(&thread->call);
 		take_call_up(thread);
 		if (returns_from(&thread->call, sp))
 			return true;
@@ -561,7 +575,7 @@ static __always_inline void finish_call(struct pt_regs *ctx, struct task_struct 
 		if (!call->unrecorded)
 			record_new_block(ctx, task, thread, result, live);
 	} else if (op == OP_REALLOCATE && call->size) {
-		put_old_block_back(task, call);
+		put_old_block_back(call);
 	}
 }
 
@@ -590,7 +604,7 @@ static __always_inline void leave_thread(void)
 	for (i = 0; i <= MAX_SET_ASIDE; i++) {
 		if (!thread->call.sp)
 			return;
-		put_old_block_back(task, &thread->call);
+		put_old_block_back(&thread->call);
 		take_call_up(thread);
 	}
 }

@@ -43,6 +43,7 @@ static __always_inline __u64 defer_with_pages(struct task_struct *task, struct t
 {
 	struct deferred_walk *deferred =
 		bpf_ringbuf_reserve(&deferred_walks, sizeof(*deferred) + pages * PAGE_BYTES, 0);
+	struct interpreter_walk *inner;
 	struct walk *walk = &thread->walk;
 	__u64 page = walk->sp & -PAGE_BYTES, id;
 	void *memory = deferred + 1;
@@ -62,7 +63,11 @@ static __always_inline __u64 defer_with_pages(struct task_struct *task, struct t
 	deferred->hash = walk->hash;
 	/* more than the compiler copies by itself */
 	bpf_probe_read_kernel(&deferred->walked, sizeof(deferred->walked), &thread->stack);
-	bpf_probe_read_kernel(&deferred->interpreted, sizeof(deferred->interpreted), &thread->interpreted);
+	deferred->interpreted = thread->interpreted;
+	inner = interpreter_walk_of(task, false);
+	if (inner)
+		bpf_probe_read_kernel(&deferred->interpreted_words, sizeof(deferred->interpreted_words),
+				      inner->words);
 	deferred->readable = 0;
 	for (i = 0; i < pages; i++) {
 		if (!bpf_probe_read_user(memory + i * PAGE_BYTES, PAGE_BYTES,

@@ -87,24 +87,39 @@ static long describe_vma(struct task_struct *task, struct vm_area_struct *vma, s
 }
 
 /*
- * Asks the kernel, which can't say while another thread changes the mappings: that takes microseconds. What
- * it can't say even so is left to the tracer.
+ * Asks the kernel for the mapping of an address, into the thread's state; gives its error. Not static, so
+ * that the verifier looks at it once and not at each call.
  */
-static __always_inline void ask_for_vma(struct task_struct *task, struct unwind_mapping *mapping,
-					__u64 address)
+__noinline int ask_for_vma(__u64 address)
+{
+	struct unwind_mapping mapping = {.code = UNWIND_NO_CODE};
+	struct task_struct *task = current_task();
+	struct thread *thread = thread_of(task, false);
+	long err;
+
+	/* the kernel looks at all of this function, called or not, unless it is ruled out here */
+	if (!can_find_mappings || !thread)
+		return -EBUSY;
+	err = bpf_find_vma(task, address, describe_vma, &mapping, 0);
+	if (err)
+		mapping.code = UNWIND_NO_CODE;
+	thread->asked_for = mapping;
+	return err;
+}
+
+/*
+ * The same, until the kernel can say: not while another thread changes the mappings, which takes
+ * microseconds. What it can't say even so is left to the tracer.
+ */
+static __always_inline void find_vma(struct thread *thread, __u64 address)
 {
 	int tries;
 
 	for (tries = 0; tries < FIND_VMA_TRIES; tries++) {
-		long err = bpf_find_vma(task, address, describe_vma, mapping, 0);
-
-		if (err != -EBUSY) {
-			if (err)
-				mapping->code = UNWIND_NO_CODE;
+		if (ask_for_vma(address) != -EBUSY)
 			return;
-		}
 	}
-	mapping->code = UNWIND_UNREAD;
+	thread->asked_for.code = UNWIND_UNREAD;
 }
 
 /*
@@ -112,10 +127,10 @@ static __always_inline void ask_for_vma(struct task_struct *task, struct unwind_
  * code. What one thread has found is known to all until the tracer's next description, whose `generation`
  * this is: threads that start together would ask while they are all changing the mappings.
  */
-static __always_inline enum unwind_code find_live(struct task_struct *task, struct unwind_mapping *found,
+static __always_inline enum unwind_code find_live(struct task_struct *task, struct thread *thread,
 						  __u64 address, __u32 generation)
 {
-	struct unwind_mapping mapping = {.code = UNWIND_NO_CODE}, *known;
+	struct unwind_mapping *mapping = &thread->asked_for, *found = &thread->walk.mapping, *known;
 	struct found_mapping_key key = {.page = address >> 16, .generation = generation};
 
 	if (!can_find_mappings)
@@ -126,15 +141,15 @@ static __always_inline enum unwind_code find_live(struct task_struct *task, stru
 		*found = *known;
 		return known->code;
 	}
-	ask_for_vma(task, &mapping, address);
-	if (mapping.code == UNWIND_UNREAD || mapping.code == UNWIND_NO_CODE)
-		return mapping.code;
+	find_vma(thread, address);
+	if (mapping->code == UNWIND_UNREAD || mapping->code == UNWIND_NO_CODE)
+		return mapping->code;
 	/* the kernel's page for return probes is code of nobody's */
-	if (mapping.begin == return_trampoline(task))
+	if (mapping->begin == return_trampoline(task))
 		return UNWIND_NO_CODE;
-	*found = mapping;
-	bpf_map_update_elem(&found_mappings, &key, &mapping, BPF_ANY);
-	return mapping.code;
+	*found = *mapping;
+	bpf_map_update_elem(&found_mappings, &key, mapping, BPF_ANY);
+	return mapping->code;
 }
 
 #endif

@@ -92,11 +92,14 @@ struct thread {
 	struct sampler sampler;
 	struct stack stack;
 	struct walk walk;
+	struct unwind_mapping asked_for; /* as the kernel has it */
+	__u64 stored[STORED_STACKS];	 /* hashes of stacks, each at a place that its lowest bits give */
 	struct interpreted interpreted;
-	struct python python;
-	struct found_code found_code;
-	__u64 stored[STORED_STACKS]; /* hashes of stacks, each at a place that its lowest bits give */
 };
+
+/* Linux 7.0 gives a task no more than 8 KiB in one piece, with up to 128 bytes of its own. */
+_Static_assert(sizeof(struct thread) <= 8192 - 128, "too large for task storage");
+_Static_assert(sizeof(struct interpreter_walk) <= 8192 - 128, "too large for task storage");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
@@ -104,6 +107,14 @@ struct {
 	__type(key, int);
 	__type(value, struct thread);
 } threads SEC(".maps");
+
+/* Only where `walk_interpreters`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_TASK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct interpreter_walk);
+} interpreter_walks SEC(".maps");
 
 /*
  * The same for older kernels, by thread id. The least recently used thread goes when there are too many:
@@ -156,6 +167,14 @@ static __always_inline struct thread *thread_of(struct task_struct *task, bool c
 	if (!thread && create)
 		count_lost(threads);
 	return thread;
+}
+
+/* What the current thread keeps for interpreted code. NULL where there is none, or no room for it. */
+static __always_inline struct interpreter_walk *interpreter_walk_of(struct task_struct *task, bool create)
+{
+	if (!walk_interpreters)
+		return NULL;
+	return bpf_task_storage_get(&interpreter_walks, task, 0, create ? BPF_LOCAL_STORAGE_GET_F_CREATE : 0);
 }
 
 static __always_inline __u64 read_user_word(__u64 address)

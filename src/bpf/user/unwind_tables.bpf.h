@@ -271,7 +271,7 @@ static __always_inline __u32 find_rule(__u64 address, bool live)
 
 		if (!find_described(mapping, known, address)) {
 			__u32 generation = known ? known->generation : UNDESCRIBED | unwind_changes;
-			__u32 code = live ? find_live(task, mapping, address, generation) : UNWIND_NO_CODE;
+			__u32 code = live ? find_live(task, thread, address, generation) : UNWIND_NO_CODE;
 
 			/* the tracer is about to describe the process: it has the time to ask who can't be
 			 * asked here */
