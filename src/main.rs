@@ -2,9 +2,10 @@
 
 // eprint! panics where it can't write; reports go through writers whose errors are handled
 
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::process::ExitCode;
 
+use anyhow::{Context as _, Result};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory as _, Parser as _};
 
@@ -28,58 +29,53 @@ fn main() -> ExitCode {
         _ => &arguments.live.output,
     };
     if output.lists_suppressions() {
-        return list_suppressions();
+        return end(list_suppressions());
     }
-    match arguments.mode {
-        Some(cli::Command::Report(report)) => {
-            return match offline::run(*report) {
-                Ok(status) => ExitCode::from(status),
-                Err(error) => fail(&format!("{error:#}"), 1),
-            };
-        }
-        Some(cli::Command::Check(check)) => {
-            return match check::run(&check) {
-                Ok(status) => ExitCode::from(status),
-                Err(error) => fail(&format!("{error:#}"), 1),
-            };
-        }
-        Some(cli::Command::Man { folder }) => {
-            return match man::write(&folder) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => fail(&format!("{error:#}"), 1),
-            };
-        }
-        Some(cli::Command::Completions { shell }) => return print_completions(shell),
-        None => {}
-    }
-    let alone = std::env::args_os().len() == 2;
-    let options = match options::validate(arguments, process::named, alone) {
-        Ok(options) => options,
-        Err(message) => return fail(&message, USAGE),
+    let finished = match arguments.mode {
+        Some(cli::Command::Report(report)) => offline::run(*report),
+        Some(cli::Command::Check(check)) => check::run(&check),
+        Some(cli::Command::Man { folder }) => man::write(&folder).map(|()| 0),
+        Some(cli::Command::Completions { shell }) => print_completions(shell),
+        None => return trace(arguments),
     };
-    match session::run(&options) {
+    end(finished)
+}
+
+/// What a command ends with, once its error is told.
+fn end(finished: Result<u8>) -> ExitCode {
+    match finished {
         Ok(status) => ExitCode::from(status),
         Err(error) => fail(&format!("{error:#}"), 1),
     }
 }
 
-fn print_completions(shell: clap_complete::Shell) -> ExitCode {
-    let mut text = Vec::new();
-    clap_complete::generate(shell, &mut cli::Arguments::command(), "memleak", &mut text);
-    match std::io::stdout().write_all(&text) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&format!("failed to write completions: {error}"), 1),
-    }
+fn trace(arguments: cli::Arguments) -> ExitCode {
+    let alone = std::env::args_os().len() == 2;
+    let options = match options::validate(arguments, process::named, alone) {
+        Ok(options) => options,
+        Err(message) => return fail(&message, USAGE),
+    };
+    end(session::run(&options))
 }
 
-fn list_suppressions() -> ExitCode {
-    let mut out = std::io::stdout();
-    let written = runtimes::KEPT
-        .iter()
-        .try_for_each(|kept| writeln!(out, "{}", kept.what));
-    match written {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(_) => ExitCode::FAILURE,
+fn print_completions(shell: clap_complete::Shell) -> Result<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut cli::Arguments::command(), "memleak", &mut text);
+    print(&text)
+}
+
+fn list_suppressions() -> Result<u8> {
+    let lines = runtimes::KEPT.iter().map(|kept| format!("{}\n", kept.what));
+    print(lines.collect::<String>().as_bytes())
+}
+
+/// Whoever read our output and has left is no error.
+fn print(text: &[u8]) -> Result<u8> {
+    match io::stdout().write_all(text) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("failed to write to the standard output")
+        }
+        _ => Ok(0),
     }
 }
 
@@ -118,10 +114,13 @@ fn usage_error(error: &clap::Error) -> ExitCode {
         }
         None => String::new(),
     };
-    let command = match std::env::args_os().nth(1) {
-        Some(first) if first == "report" => "memleak report",
-        _ => "memleak",
-    };
+    // a command of memleak's has a help of its own
+    let first = std::env::args_os().nth(1).unwrap_or_default();
+    let root = cli::Arguments::command();
+    let mode = root.get_subcommands().find(|mode| first == mode.get_name());
+    let command = mode.map_or("memleak".to_owned(), |mode| {
+        format!("memleak {}", mode.get_name())
+    });
     fail(&format!("{message} ({help}see {command} --help)"), USAGE)
 }
 

@@ -2,7 +2,6 @@
 //! Reads only.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use super::Fact;
@@ -11,6 +10,7 @@ use crate::files::{Opened, proc};
 use crate::probes::{ProbeAt, Search};
 use crate::process::{Mappings, Process, name, translators};
 use crate::reader;
+use crate::session;
 use crate::symbolize::{Naming, Reach, Symbolizer};
 
 /// Files that are open at the same time.
@@ -39,15 +39,7 @@ pub fn facts(pid: u32) -> Vec<Fact> {
         return facts;
     }
     let objects = mappings.objects(pid);
-    let candidates: Vec<Candidate> = objects
-        .iter()
-        .filter_map(|object| {
-            Some(Candidate {
-                file: Arc::clone(object.file()?),
-                shown: object.path.clone(),
-            })
-        })
-        .collect();
+    let candidates = session::candidates(&objects);
     let mut symbolizer = match Symbolizer::new(&Naming::default()) {
         Ok(symbolizer) => symbolizer,
         Err(error) => {

@@ -105,11 +105,6 @@ impl Heap {
         heap
     }
 
-    /// Whether any arena was found.
-    pub fn is_empty(&self) -> bool {
-        self.arenas.is_empty()
-    }
-
     /// The ring of arenas that the main one, with bins at that address, belongs to.
     fn add_arenas(&mut self, memory: &ProcessMemory, areas: &[Area], main_bins: u64) {
         let Some(ring) = ring_of(memory, main_bins) else {

@@ -72,16 +72,6 @@ impl Edges {
         &self.dropped
     }
 
-    /// How many there are.
-    pub fn len(&self) -> usize {
-        self.targets.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.targets.is_empty()
-    }
-
     fn of(&self, block: BlockId) -> &[BlockId] {
         match self.ranges.get(block as usize) {
             Some(&(begin, end)) => &self.targets[begin as usize..end as usize],
@@ -291,7 +281,7 @@ mod tests {
         edges.add(0);
         edges.add(2);
         edges.add(1);
-        assert_eq!((edges.len(), edges.dropped()), (1, &[1][..]));
+        assert_eq!((edges.targets.len(), edges.dropped()), (1, &[1][..]));
         assert!(edges.of(0).is_empty());
         assert_eq!(edges.of(2), [0]);
         assert!(edges.of(7).is_empty());

@@ -121,7 +121,6 @@ impl Update {
 #[derive(Debug)]
 pub struct Server {
     updates: watch::Sender<Arc<Update>>,
-    address: SocketAddr,
 }
 
 impl Server {
@@ -149,17 +148,12 @@ impl Server {
                  without an address, only this machine can"
             );
         }
-        Ok(Server { updates, address })
+        Ok(Server { updates })
     }
 
     /// Shows this from now on. Never waits.
     pub fn publish(&self, update: Update) {
         self.updates.send_replace(Arc::new(update));
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 }
 

@@ -47,6 +47,7 @@ use interrupts::Interrupts;
 use lost::LostOrHeld;
 use outputs::Outputs;
 use overhead::Overhead;
+pub use probing::candidates;
 use probing::{Probing, Scope};
 use processes::{Keepers, Processes};
 use reporter::Reporter;
