@@ -39,7 +39,7 @@ test-truth:
 	scripts/install-packages.sh build test
 	$(CARGO) test --test slow truth:: -- --ignored --nocapture
 
-# the static binaries on Debian's kernels from 5.10 to the newest, amd64 and arm64, in software emulation; FAST=1: on two
+# the static binaries on Debian's kernels from 5.10 to the newest, amd64 and arm64, in software emulation; FAST=1: on five
 # of each. All of them write their table into docs/kernels.md.
 test-vm: CROSS_PROFILE := $(if $(FAST),quick,release)
 test-vm: static cross

@@ -55,7 +55,7 @@ KERNELS = [
     Kernel("6.12", ("bookworm", "bookworm-security"), "6.12-", ARM64),
     Kernel("7.x", ("sid",), architecture=ARM64),
 ]
-FAST = ("5.10", "6.12", "5.10-arm64", "6.12-arm64")
+FAST = ("5.10", "6.1", "7.x", "5.10-arm64", "6.12-arm64")
 
 
 @dataclass(frozen=True)
