@@ -33,6 +33,7 @@ fn main() -> ExitCode {
     }
     let finished = match arguments.mode {
         Some(cli::Command::Report(report)) => offline::run(*report),
+        Some(cli::Command::Watch(watch)) => return watch_all(*watch),
         Some(cli::Command::Check(check)) => check::run(&check),
         Some(cli::Command::Man { folder }) => man::write(&folder).map(|()| 0),
         Some(cli::Command::Completions { shell }) => print_completions(shell),
@@ -46,6 +47,13 @@ fn end(finished: Result<u8>) -> ExitCode {
     match finished {
         Ok(status) => ExitCode::from(status),
         Err(error) => fail(&format!("{error:#}"), 1),
+    }
+}
+
+fn watch_all(arguments: cli::WatchArguments) -> ExitCode {
+    match options::validate_watch(arguments) {
+        Ok(options) => end(session::watch::run(&options)),
+        Err(message) => fail(&message, USAGE),
     }
 }
 

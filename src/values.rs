@@ -31,6 +31,15 @@ fn not_an_interval(text: &str) -> String {
     }
 }
 
+/// Reads a span of time: a number of seconds, or one with a unit such as `90s` or `7d`.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds)
+            .map_err(|_| "expected a span of time such as 30, 90s or 2h".to_owned()),
+        Err(_) => span(text),
+    }
+}
+
 /// Reads a span of time in ms: a number of them, or one with a unit such as `2s`.
 pub fn milliseconds(text: &str) -> Result<u64, String> {
     match text.parse() {

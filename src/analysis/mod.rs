@@ -10,12 +10,15 @@ pub mod groups;
 pub mod growth;
 pub mod history;
 pub mod identity;
+pub mod joined;
 pub mod kernel_memory;
 pub mod problems;
 mod rank;
 pub mod runtimes;
 pub mod select;
 pub mod suppress;
+pub mod suspect;
 pub mod trend;
+pub mod watch;
 
 pub use rank::{Limits, SortKey, rank};

@@ -2,8 +2,10 @@
 //! are in `options`.
 
 mod report;
+mod watch;
 
 pub use report::ReportArguments;
+pub use watch::WatchArguments;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -26,6 +28,7 @@ Examples:
   memleak -p 1234 -C 10        only totals per stack, which are cheaper to read
   memleak -p 1234 -s 100       record one allocation in a hundred, and estimate
   memleak --cache 'ext4*'      without a target: the kernel's allocators, here some caches of theirs
+  memleak watch --listen 9464  watch the memory of all processes, and trace whichever grows
 
 Exit status: 0 done, 1 could not trace, 2 wrong usage, 23 a gate (--fail-on) tripped;
 with a command, the command's own (128 + signal number if a signal ended it).";
@@ -341,6 +344,8 @@ pub struct Arguments {
 pub enum Command {
     /// Report on recordings and logs of earlier runs
     Report(Box<ReportArguments>),
+    /// Look at all processes' memory, without probes; trace whichever grows, for a moment; and tell what leaks
+    Watch(Box<WatchArguments>),
     /// Say what this machine offers and lacks for tracing, and, with -p, what tracing a process would be like
     Check(CheckArguments),
     /// Write the manual pages into a folder

@@ -181,6 +181,11 @@ const ELSEWHERE: &[(&str, &str)] = &[
         "the user's own recording, which may be a pipe",
     ),
     ("session/outputs.rs", "/proc"),
+    ("session/watch/look.rs", "/proc"),
+    (
+        "session/watch/window.rs",
+        "a recording that memleak has just made",
+    ),
     ("symbolize/kernel.rs", "/proc"),
     (
         "debuginfo/places.rs",

@@ -61,6 +61,15 @@ macro_rules! losses {
             fn counts(&self) -> [u64; KINDS.len()] {
                 [$(self.$name),*]
             }
+
+            /// These and others.
+            pub fn plus(&self, other: &Losses) -> Losses {
+                Losses {
+                    $($name: self.$name.saturating_add(other.$name),)*
+                    allocation_bytes: self.allocation_bytes.saturating_add(other.allocation_bytes),
+                    cut: self.cut.plus(&other.cut),
+                }
+            }
         }
     };
 }
@@ -206,7 +215,7 @@ impl CutStacks {
     /// These and others.
     pub fn plus(&self, other: &CutStacks) -> CutStacks {
         CutStacks {
-            depth: self.depth + other.depth,
+            depth: self.depth.saturating_add(other.depth),
             unknown_code: self.unknown_code + other.unknown_code,
             unsupported: self.unsupported + other.unsupported,
             unreadable: self.unreadable + other.unreadable,

@@ -3,8 +3,10 @@
 
 mod shell;
 mod target;
+mod watch;
 
 pub use target::process_ids;
+pub use watch::{RecordLimits, WatchOptions, validate as validate_watch};
 
 use std::ffi::OsString;
 use std::ops::RangeInclusive;

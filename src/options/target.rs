@@ -2,6 +2,7 @@
 //! with which target. How processes are looked for is the caller's business.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
 use super::{Choice, TargetOption, shell};
 use crate::cli::Arguments;
@@ -34,7 +35,10 @@ pub(super) fn validate_target(
     if !arguments.pid.is_empty() {
         return Ok(TargetOption::Processes(process_ids(&arguments.pid, find)?));
     }
-    if let Some(choice) = validate_choice(arguments)? {
+    if arguments.system {
+        return Ok(TargetOption::Chosen(Choice::All));
+    }
+    if let Some(choice) = choice(&arguments.comm, &arguments.cgroup, &arguments.container)? {
         return Ok(TargetOption::Chosen(choice));
     }
     if let Some(command) = &arguments.command {
@@ -105,12 +109,15 @@ fn the_one_called(name: &str, pids: Vec<u32>) -> Result<u32, String> {
     }
 }
 
-fn validate_choice(arguments: &Arguments) -> Result<Option<Choice>, String> {
-    if arguments.system {
-        return Ok(Some(Choice::All));
-    }
-    if !arguments.comm.is_empty() {
-        let patterns = arguments.comm.clone();
+/// Whoever has one of these names, is in one of these cgroups, or runs in one of these containers; none where no list names
+/// any.
+pub(super) fn choice(
+    comm: &[String],
+    cgroups: &[PathBuf],
+    containers: &[String],
+) -> Result<Option<Choice>, String> {
+    if !comm.is_empty() {
+        let patterns = comm.to_vec();
         if patterns.iter().any(String::is_empty) {
             return Err("--comm must be a process's name or a glob: it is empty".into());
         }
@@ -127,18 +134,17 @@ fn validate_choice(arguments: &Arguments) -> Result<Option<Choice>, String> {
         let names = Box::new(names);
         return Ok(Some(Choice::Names { patterns, names }));
     }
-    if !arguments.cgroup.is_empty() {
-        return Ok(Some(Choice::Cgroups(arguments.cgroup.clone())));
+    if !cgroups.is_empty() {
+        return Ok(Some(Choice::Cgroups(cgroups.to_vec())));
     }
-    for id in &arguments.container {
+    for id in containers {
         if id.is_empty() || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(format!(
                 "--container must be a container's id, in hexadecimal, or its beginning: {id}"
             ));
         }
     }
-    let ids = &arguments.container;
-    Ok((!ids.is_empty()).then(|| Choice::Containers(ids.clone())))
+    Ok((!containers.is_empty()).then(|| Choice::Containers(containers.to_vec())))
 }
 
 /// Refuses what would have no effect: options of the kernel with a process, and the other way round.

@@ -13,7 +13,7 @@ use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use crate::files::proc;
 
 /// What the kernel's own threads have among their flags, from its `sched.h`.
-const PF_KTHREAD: u32 = 0x0020_0000;
+const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// Bytes that the kernel keeps of a name.
 const MAX_NAME: usize = 15;
@@ -201,11 +201,23 @@ pub fn thread_group(pid: u32) -> Option<u32> {
 
 /// The kernel's own threads are marked as such, and have no memory that could tell.
 pub fn is_kernel_thread(pid: u32) -> bool {
-    let stat = proc::text(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat_field(pid, 9).is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
+/// When a process began, in ticks since boot: with its id, that tells it from any other. None when it has ended, whether or
+/// not anybody has waited for it.
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = proc::text(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut fields = fields.split_ascii_whitespace();
+    let lives = !matches!(fields.next()?, "Z" | "X");
+    lives.then(|| fields.nth(18)?.parse().ok()).flatten()
+}
+
+/// A number of /proc/PID/stat, by its place as proc(5) counts; from the fourth on.
+fn stat_field(pid: u32, place: usize) -> Option<u64> {
+    let stat = proc::text(format!("/proc/{pid}/stat")).ok()?;
     // the second field is a name in parentheses that can hold anything
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    let flags = fields.split_ascii_whitespace().nth(6);
-    flags
-        .and_then(|flags| flags.parse::<u32>().ok())
-        .is_some_and(|flags| flags & PF_KTHREAD != 0)
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_ascii_whitespace().nth(place - 3)?.parse().ok()
 }

@@ -18,7 +18,8 @@ mod vdso;
 pub use command::HeldCommand;
 pub use events::{Event, What};
 pub use handle::{
-    Process, descendants, is_kernel_thread, memory_of, name, named, running, thread_group,
+    Process, descendants, is_kernel_thread, memory_of, name, named, running, start_time,
+    thread_group,
 };
 pub use linked::objects_of_command;
 pub use mapping_events::MappingEvents;

@@ -1,12 +1,14 @@
 //! The options for names, outputs, comparison and gates, which live runs and `memleak report` share.
 //! What they do is decided elsewhere.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
 
 use crate::analysis::gate::Gate;
 use crate::analysis::identity::Precision;
+use crate::values;
 
 /// Options for where names come from.
 #[derive(Args, Clone, Debug, Default, PartialEq)]
@@ -19,6 +21,34 @@ pub struct NamingArguments {
     /// repeated
     #[arg(long, value_name = "URL", help_heading = "Stacks")]
     pub debuginfod: Vec<String>,
+}
+
+/// Options for the HTTP endpoints of a run that goes on.
+#[derive(Args, Clone, Debug, Default, PartialEq)]
+pub struct ServingArguments {
+    /// Serve reports, a live page, metrics and profiles over HTTP at this port, of this machine alone unless an address is
+    /// given
+    #[arg(long, value_name = "[ADDR:]PORT", value_parser = values::listen, help_heading = "Output")]
+    pub listen: Option<SocketAddr>,
+
+    /// A name by which clients may ask there, beside addresses, localhost and this machine's name; may be repeated
+    #[arg(
+        long,
+        value_name = "NAME",
+        requires = "listen",
+        help_heading = "Output"
+    )]
+    pub allow_host: Vec<String>,
+
+    /// Name this many functions of each process that grow in the metrics
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 0,
+        requires = "listen",
+        help_heading = "Output"
+    )]
+    pub metrics_functions: usize,
 }
 
 /// What `--format` chooses.

@@ -2,13 +2,12 @@
 //! Waits for nothing and reads no clock; the session hands it finished reports.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use super::{OutputArguments, Published, Publisher, file};
+use super::{OutputArguments, Published, Publisher, ServingArguments, file};
 use crate::analysis::blame::Blame;
 use crate::analysis::findings::Filter;
 use crate::model::report::{ListedAllocation, Report};
@@ -16,7 +15,6 @@ use crate::model::run::Header;
 use crate::output::json;
 use crate::recording::collect::{Collector, Moment};
 use crate::recording::write::Writer;
-use crate::values;
 
 /// Snapshots that a run without end keeps for its outputs; there the older ones are thinned out.
 const MOST_SNAPSHOTS: usize = 1024;
@@ -31,29 +29,10 @@ pub struct LiveArguments {
     /// Write every report as it comes, as JSON on a line of its own; - is the standard output
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     pub json_lines: Option<PathBuf>,
-    /// Serve reports, a live page, metrics and profiles over HTTP at this port, of this machine alone unless an address is
-    /// given
-    #[arg(long, value_name = "[ADDR:]PORT", value_parser = values::listen, help_heading = "Output")]
-    pub listen: Option<SocketAddr>,
 
-    /// A name by which clients may ask there, beside addresses, localhost and this machine's name; may be repeated
-    #[arg(
-        long,
-        value_name = "NAME",
-        requires = "listen",
-        help_heading = "Output"
-    )]
-    pub allow_host: Vec<String>,
-
-    /// Name this many functions of each process that grow in the metrics
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 0,
-        requires = "listen",
-        help_heading = "Output"
-    )]
-    pub metrics_functions: usize,
+    /// Where reports can be seen while the run goes on.
+    #[command(flatten)]
+    pub serving: ServingArguments,
 
     /// Leave out the list of growing stacks, which ends reports from the third on
     #[arg(long, help_heading = "Report")]

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, ensure};
 
-pub use self::arguments::{BuiltIn, Format, NamingArguments, OutputArguments};
+pub use self::arguments::{BuiltIn, Format, NamingArguments, OutputArguments, ServingArguments};
 pub use self::live::{LiveArguments, LiveRun};
 use crate::analysis::blame::Blame;
 use crate::analysis::compare::Baseline;

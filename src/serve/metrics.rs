@@ -14,7 +14,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::{ProcessNow, Update, page};
+use super::{ProcessNow, Update, WatchNow, page};
 use crate::analysis::findings::Findings;
 use crate::model::losses::{KINDS, Losses};
 use crate::model::run::Headroom;
@@ -40,6 +40,7 @@ pub fn write(now: &Update, findings: &Findings, functions: usize) -> String {
     let mut registry = Registry::with_prefix("memleak");
     let mut families = general(now, findings);
     families.extend(of_processes(now, findings));
+    families.extend(now.watch.iter().flat_map(|watch| of_watch(now, watch)));
     if functions > 0 {
         families.push(of_functions(now, findings, functions));
     }
@@ -225,6 +226,69 @@ fn general(now: &Update, findings: &Findings) -> Vec<Family> {
         .with(now.overhead),
         losses(&report.losses),
         cut_stacks(&report.losses),
+    ]
+}
+
+/// What `memleak watch` does, and whom it suspects.
+fn of_watch(now: &Update, watch: &WatchNow) -> Vec<Family> {
+    let rate = Some(Unit::Other("bytes_per_second".to_owned()));
+    let mut windows = Family::counter("windows", "Times that a process was traced.", None);
+    windows.add(&[Label::new("outcome", "traced")], watch.traced as f64);
+    windows.add(&[Label::new("outcome", "failed")], watch.failed as f64);
+    let mut growth = Family::gauge(
+        "suspect_growth",
+        "How fast the resident memory of a suspect grows.",
+        rate,
+    );
+    let mut limit = Family::gauge(
+        "suspect_limit_reached_in",
+        "Time until a suspect meets a memory limit, where that is soon.",
+        Some(Unit::Seconds),
+    );
+    for (pid, suspicion) in watch.suspects.iter().take(MOST_PROCESSES) {
+        let process = now.processes.iter().find(|process| process.pid == *pid);
+        let labels = labels(*pid, process, now);
+        growth.add(&labels, suspicion.bytes_per_s);
+        if let Some(seconds) = suspicion.limit_in_s {
+            limit.add(&labels, seconds);
+        }
+    }
+    let gauge = |name, help, value: u64| Family::gauge(name, help, None).with(value as f64);
+    let counter = |name, help, value: u64| Family::counter(name, help, None).with(value as f64);
+    vec![
+        gauge(
+            "watched_processes",
+            "Processes that are looked at.",
+            watch.processes,
+        ),
+        gauge(
+            "unseen_processes",
+            "Processes that could not be looked at.",
+            watch.unseen,
+        ),
+        gauge(
+            "suspects",
+            "Processes whose memory grows as by a leak.",
+            watch.suspects.len() as u64,
+        ),
+        gauge(
+            "tracing",
+            "1 while a process is traced.",
+            u64::from(watch.tracing.is_some()),
+        ),
+        windows,
+        counter(
+            "findings",
+            "Times that tracing found what grows.",
+            watch.findings,
+        ),
+        counter(
+            "oom_kills",
+            "Traced processes that the kernel killed for want of memory.",
+            watch.oom_kills,
+        ),
+        growth,
+        limit,
     ]
 }
 

@@ -31,6 +31,7 @@ use tokio::time::{sleep, timeout};
 use crate::analysis::Limits;
 use crate::analysis::blame::Blame;
 use crate::analysis::findings::Finding;
+use crate::analysis::suspect::Suspicion;
 use crate::model::report::Report;
 use crate::model::run::{Header, Headroom};
 use crate::model::snapshot::WallTime;
@@ -93,6 +94,27 @@ pub struct ProcessNow {
     pub headroom: Option<Headroom>,
 }
 
+/// What `memleak watch` does.
+#[derive(Clone, Debug, Default)]
+pub struct WatchNow {
+    /// Processes that are looked at.
+    pub processes: u64,
+    /// Processes that could not be looked at, as too many files are open.
+    pub unseen: u64,
+    /// Who grows, the strongest suspect first.
+    pub suspects: Vec<(u32, Suspicion)>,
+    /// Who is traced: its id and name.
+    pub tracing: Option<(u32, String)>,
+    /// Windows of tracing that came to their end.
+    pub traced: u64,
+    /// Windows that failed.
+    pub failed: u64,
+    /// Windows in which something was found.
+    pub findings: u64,
+    /// Traced processes that the kernel killed for want of memory.
+    pub oom_kills: u64,
+}
+
 /// What is to be shown from now on.
 #[derive(Clone, Debug, Default)]
 pub struct Update {
@@ -108,6 +130,8 @@ pub struct Update {
     pub events: u64,
     /// Share of the CPU time that tracing takes, from 0 to 1.
     pub overhead: Option<f64>,
+    /// What `memleak watch` does, if it is that.
+    pub watch: Option<WatchNow>,
 }
 
 impl Update {

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use sha2::{Digest, Sha256};
 
-use super::Update;
+use super::{Update, WatchNow};
 use crate::analysis::Limits;
 use crate::analysis::blame::Blame;
 use crate::analysis::findings::{Finding, Findings};
@@ -42,7 +42,10 @@ fn hash(text: &str) -> String {
 pub fn write(now: &Update, findings: &Findings, limits: Limits) -> String {
     let report = &findings.report;
     let mut main = String::new();
-    main.push_str(&summary(now, report));
+    main.push_str(&match &now.watch {
+        Some(watch) => watching(now, watch),
+        None => summary(now, report),
+    });
     main.push_str(&losses(report));
     main.push_str(&processes(now, findings));
     main.push_str(&growing(findings));
@@ -75,6 +78,45 @@ fn summary(now: &Update, report: &Report) -> String {
         report.total_count,
         report.total_stacks
     )
+}
+
+/// The summary of `memleak watch`, and whom it suspects.
+fn watching(now: &Update, watch: &WatchNow) -> String {
+    let (hour, minute, second) = now.report.time.hms();
+    let tracing = match &watch.tracing {
+        Some((pid, comm)) => format!("tracing <b>{pid} {}</b>", escape(comm)),
+        None => "tracing nobody".to_owned(),
+    };
+    let name = |pid: u32| {
+        let process = now.processes.iter().find(|process| process.pid == pid);
+        process.map_or(String::new(), |process| escape(&process.comm))
+    };
+    let rows = watch.suspects.iter().map(|(pid, suspicion)| {
+        format!(
+            "<tr><td>{pid}</td><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
+            name(*pid),
+            units::rate(suspicion.bytes_per_s),
+            units::size(suspicion.grown_bytes),
+            suspicion.limit_in_s.map_or(String::new(), units::duration),
+        )
+    });
+    let head = "<th>pid</th><th>name</th><th>by</th><th>grown</th><th>limit in</th>";
+    format!(
+        "<p id=\"summary\">At <time>{hour:02}:{minute:02}:{second:02}</time>: <b id=\"watched\">{}</b> processes watched, \
+         <b id=\"suspects\">{}</b> of them grow; {tracing}; {} traced so far, leaks found in {}.</p>{}",
+        watch.processes,
+        watch.suspects.len(),
+        windows(watch.traced),
+        watch.findings,
+        table("Suspects", head, rows)
+    )
+}
+
+fn windows(count: u64) -> String {
+    match count {
+        1 => "1 window".to_owned(),
+        count => format!("{count} windows"),
+    }
 }
 
 fn losses(report: &Report) -> String {

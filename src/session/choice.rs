@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use crate::options::{Choice, Options, TargetOption};
+use crate::options::{Choice, TargetOption};
 use crate::process::cgroups::Cgroup;
 use crate::process::{Names, is_kernel_thread, name, running};
 use crate::reader;
@@ -51,18 +51,18 @@ impl Chosen {
     ///
     /// # Errors
     /// When there is no such cgroup or container, or more than one.
-    pub fn new(options: &Options) -> Result<Self> {
+    pub fn new(target: &TargetOption, follow: bool) -> Result<Self> {
         let mut chosen = Self::default();
-        chosen.rules.children = options.follow;
+        chosen.rules.children = follow;
         chosen.rules.executed = true;
-        let TargetOption::Chosen(choice) = &options.target else {
+        let TargetOption::Chosen(choice) = target else {
             return Ok(chosen);
         };
         // who is forked from a target has its name and its cgroup
         chosen.rules.children = true;
         match choice {
             Choice::Names { names, .. } => {
-                chosen.rules.executed = options.follow;
+                chosen.rules.executed = follow;
                 chosen.rules.names = Some(*names.clone());
             }
             Choice::Cgroups(paths) => {
@@ -99,14 +99,24 @@ impl Chosen {
 
     /// The processes that fit now, but memleak.
     pub fn members(&self) -> BTreeSet<u32> {
-        let mut members: BTreeSet<u32> = self.cgroups.iter().flat_map(Cgroup::members).collect();
-        if self.rules.all || self.rules.names.is_some() {
-            let fit = |pid: &u32| name(*pid).is_some_and(|name| self.rules.wants(&name));
-            members.extend(running().into_iter().filter(fit));
-        }
+        let mut members = self.candidates();
+        members.retain(|pid| name(*pid).is_some_and(|name| self.fits(&name)));
         members.retain(|pid| !reader::is_memleak(*pid));
         members.retain(|pid| !is_kernel_thread(*pid));
         members
+    }
+
+    /// The processes that fit now if their names do.
+    pub fn candidates(&self) -> BTreeSet<u32> {
+        match self.rules.all || self.rules.names.is_some() {
+            true => running().into_iter().collect(),
+            false => self.cgroups.iter().flat_map(Cgroup::members).collect(),
+        }
+    }
+
+    /// Whether one of these fits that has a name.
+    pub fn fits(&self, name: &str) -> bool {
+        !self.cgroups.is_empty() || self.rules.wants(name)
     }
 
     /// Who joins without a word of it: those that are moved to a cgroup and execute nothing there.

@@ -21,6 +21,7 @@ mod traced;
 mod translators;
 mod unwinding;
 mod wait;
+pub mod watch;
 
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind};
@@ -74,7 +75,7 @@ pub fn run(options: &Options) -> Result<u8> {
     let interrupts = Interrupts::catch()?;
     let many = options.many_processes();
     inherited::allow_many_files()?;
-    let chosen = Chosen::new(options)?;
+    let chosen = Chosen::new(&options.target, options.follow)?;
     let mapping_events = MappingEvents::start(many)?;
     let mut mappings = Mappings::default();
     let (mut target, candidates) = Traced::open(options, &mut mappings)?;

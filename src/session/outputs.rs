@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -19,7 +20,7 @@ use crate::model::snapshot::{Snapshot, WallTime};
 use crate::options::{Choice, Options, TargetOption};
 use crate::process::memory;
 use crate::process::{cgroups, name};
-use crate::publish::LiveRun;
+use crate::publish::{LiveRun, ServingArguments};
 use crate::recording::collect::Moment;
 use crate::serve::{ProcessNow, Server, Settings, Update};
 use crate::stderr::say;
@@ -143,22 +144,9 @@ impl Outputs {
                 .many_processes()
                 .then_some(options.reporting.top_processes),
         };
-        let header = header(options, pid, started);
-        let server = match options.live.listen {
-            Some(address) => {
-                let mut hosts = options.live.allow_host.clone();
-                hosts.push(header.host.name.clone());
-                let settings = Settings {
-                    address,
-                    hosts,
-                    functions: options.live.metrics_functions,
-                    blame: Blame::new(&options.live.output.blame_skip),
-                    limits,
-                };
-                Some(Server::start(settings, header.clone())?)
-            }
-            None => None,
-        };
+        let header = header(&options.target, pid, options.interval, started);
+        let blame = Blame::new(&options.live.output.blame_skip);
+        let server = serve(&options.live.serving, blame, limits, &header)?;
         Ok(Self {
             run: LiveRun::open(&options.live, header)?.with_top(options.reporting.top),
             server,
@@ -267,6 +255,7 @@ impl Outputs {
                 growing: None,
                 events: occasion.events,
                 overhead: occasion.overhead,
+                watch: None,
             });
         }
     }
@@ -485,10 +474,41 @@ fn processes_now(report: &Report, pids: &[u32]) -> Vec<ProcessNow> {
     now.collect()
 }
 
-fn header(options: &Options, pid: Option<u32>, started: WallTime) -> Header {
+/// Listens, if that is asked for.
+///
+/// # Errors
+/// When the address can't be listened at.
+pub fn serve(
+    serving: &ServingArguments,
+    blame: Blame,
+    limits: Limits,
+    header: &Header,
+) -> Result<Option<Server>> {
+    let Some(address) = serving.listen else {
+        return Ok(None);
+    };
+    let mut hosts = serving.allow_host.clone();
+    hosts.push(header.host.name.clone());
+    let settings = Settings {
+        address,
+        hosts,
+        functions: serving.metrics_functions,
+        blame,
+        limits,
+    };
+    Server::start(settings, header.clone()).map(Some)
+}
+
+/// What a run of this process says of itself.
+pub fn header(
+    target: &TargetOption,
+    pid: Option<u32>,
+    interval: Duration,
+    started: WallTime,
+) -> Header {
     let uname = rustix::system::uname();
     let text = |text: &std::ffi::CStr| text.to_string_lossy().into_owned();
-    let (kind, command) = match &options.target {
+    let (kind, command) = match target {
         TargetOption::Processes(_) => (
             TargetKind::Process,
             pid.map(command_line).unwrap_or_default(),
@@ -517,7 +537,7 @@ fn header(options: &Options, pid: Option<u32>, started: WallTime) -> Header {
         },
         target: Target { kind, pid, command },
         started: Some(started),
-        interval_ns: u64::try_from(options.interval.as_nanos()).ok(),
+        interval_ns: u64::try_from(interval.as_nanos()).ok(),
         page_size: Some(rustix::param::page_size() as u64),
     }
 }

@@ -191,7 +191,7 @@ fn busy_time() -> Option<Duration> {
 }
 
 /// User and system time of a process, or of all that the machine runs, in all its threads, living or not yet reaped.
-fn cpu_time(pid: Option<u32>) -> Option<Duration> {
+pub fn cpu_time(pid: Option<u32>) -> Option<Duration> {
     let Some(pid) = pid else {
         return busy_time();
     };

@@ -75,6 +75,26 @@ pub fn pause(time: Duration) {
     std::thread::sleep(time);
 }
 
+/// Waits for a process to end, whose descriptor this is; tells whether it did before the deadline.
+pub fn ends(process: BorrowedFd<'_>, deadline: Duration) -> bool {
+    loop {
+        let timeout = timespec(deadline.saturating_sub(monotonic()));
+        let mut fds = [PollFd::from_borrowed_fd(process, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(ready) => return ready > 0,
+            Err(Errno::INTR) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+fn timespec(time: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(time.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: time.subsec_nanos().into(),
+    }
+}
+
 /// Waits until something comes, or until the deadline. What ends the session comes first. Without a target, none
 /// ends.
 ///
@@ -87,13 +107,7 @@ pub fn wait(
     deadline: Option<Duration>,
 ) -> Result<Wake> {
     loop {
-        let timeout = deadline.map(|deadline| {
-            let left = deadline.saturating_sub(monotonic());
-            Timespec {
-                tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
-                tv_nsec: left.subsec_nanos().into(),
-            }
-        });
+        let timeout = deadline.map(|deadline| timespec(deadline.saturating_sub(monotonic())));
         let mut fds = vec![
             PollFd::from_borrowed_fd(interrupts.as_fd(), PollFlags::IN),
             match target {

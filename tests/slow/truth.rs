@@ -46,6 +46,7 @@ const FIXTURES: &[(&str, &[&str], Result<(), &str>)] = &[
     ("new_in_foo.cpp", &[], Ok(())),
     ("getline_leak.c", &[], Ok(())),
     ("plugin.c", &[], Err("a library, no program")),
+    ("watched.c", &[], Err("never ends")),
     (
         "plugin_host.c",
         &[],

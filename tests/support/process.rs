@@ -135,6 +135,11 @@ impl Running {
         &self.stdout.seen
     }
 
+    /// Lines of the standard error that were waited through so far.
+    pub fn seen_on_stderr(&self) -> &[String] {
+        &self.stderr.seen
+    }
+
     /// Takes what was printed on standard output before this call.
     pub fn catch_up(&mut self) {
         self.stdout.seen.extend(self.stdout.arriving.try_iter());

@@ -36,3 +36,4 @@ mod stacks;
 mod streams;
 mod text;
 mod unwinding;
+mod watch;
