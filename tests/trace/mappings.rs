@@ -14,7 +14,7 @@ use crate::support::report::{Held, is_header};
 use crate::support::{fixture, require_root};
 
 /// Files that may be open: fewer than a process maps.
-const OPEN_FILES: &str = "160";
+const OPEN_FILES: &str = "176";
 const MAPPED_FILES: &str = "400";
 
 /// memleak, which may open few files.
