@@ -56,6 +56,13 @@ pub struct Finding {
     pub growth: Growth,
 }
 
+impl Finding {
+    /// How fast it grows; 0 where that can't be told.
+    pub fn bytes_per_s(&self) -> f64 {
+        self.growth.rate.map_or(0.0, |rate| rate.bytes_per_s)
+    }
+}
+
 /// What a finished run comes to.
 #[derive(Clone, Debug, Default)]
 pub struct Findings {

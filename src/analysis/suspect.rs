@@ -89,11 +89,6 @@ impl Readings {
         }
     }
 
-    /// The last reading; 0 before the first.
-    pub fn last_bytes(&self) -> u64 {
-        self.spans[0].points.back().map_or(0, |point| point.bytes)
-    }
-
     /// Judges the spans, the longest first. `headroom` is asked for what is left to the process only where it grows.
     pub fn judge(
         &self,

@@ -216,10 +216,10 @@ impl CutStacks {
     pub fn plus(&self, other: &CutStacks) -> CutStacks {
         CutStacks {
             depth: self.depth.saturating_add(other.depth),
-            unknown_code: self.unknown_code + other.unknown_code,
-            unsupported: self.unsupported + other.unsupported,
-            unreadable: self.unreadable + other.unreadable,
-            frame_pointer: self.frame_pointer + other.frame_pointer,
+            unknown_code: self.unknown_code.saturating_add(other.unknown_code),
+            unsupported: self.unsupported.saturating_add(other.unsupported),
+            unreadable: self.unreadable.saturating_add(other.unreadable),
+            frame_pointer: self.frame_pointer.saturating_add(other.frame_pointer),
         }
     }
 

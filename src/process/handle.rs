@@ -207,17 +207,19 @@ pub fn is_kernel_thread(pid: u32) -> bool {
 /// When a process began, in ticks since boot: with its id, that tells it from any other. None when it has ended, whether or
 /// not anybody has waited for it.
 pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = proc::text(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    let mut fields = fields.split_ascii_whitespace();
-    let lives = !matches!(fields.next()?, "Z" | "X");
-    lives.then(|| fields.nth(18)?.parse().ok()).flatten()
+    let fields = stat_fields(pid)?;
+    let lives = !matches!(fields.first()?.as_str(), "Z" | "X");
+    lives.then(|| fields.get(22 - 3)?.parse().ok()).flatten()
 }
 
 /// A number of /proc/PID/stat, by its place as proc(5) counts; from the fourth on.
 fn stat_field(pid: u32, place: usize) -> Option<u64> {
+    stat_fields(pid)?.get(place - 3)?.parse().ok()
+}
+
+/// What /proc/PID/stat says behind the process's name, which can hold anything; from the third field on.
+fn stat_fields(pid: u32) -> Option<Vec<String>> {
     let stat = proc::text(format!("/proc/{pid}/stat")).ok()?;
-    // the second field is a name in parentheses that can hold anything
     let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_ascii_whitespace().nth(place - 3)?.parse().ok()
+    Some(fields.split_ascii_whitespace().map(str::to_owned).collect())
 }

@@ -25,10 +25,14 @@ pub fn resident_bytes(pid: u32) -> Option<u64> {
 /// The resident memory of a process that no file and no other process has, in bytes: what an allocator can have brought
 /// in.
 pub fn anonymous_bytes(pid: u32) -> Option<u64> {
-    let statm = proc::text(proc::folder(pid).join("statm")).ok()?;
+    anonymous_in(&proc::text(proc::folder(pid).join("statm")).ok()?)
+}
+
+/// The same by the text of /proc/PID/statm; none where the process has ended, whether or not anybody has waited for it.
+pub fn anonymous_in(statm: &str) -> Option<u64> {
     let mut pages = statm.split_whitespace().skip(1);
     let mut next = || pages.next()?.parse::<u64>().ok();
-    let (resident, shared) = (next()?, next()?);
+    let (resident, shared) = (next().filter(|&resident| resident > 0)?, next()?);
     resident
         .saturating_sub(shared)
         .checked_mul(rustix::param::page_size() as u64)

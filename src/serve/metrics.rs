@@ -490,7 +490,7 @@ fn of_functions(now: &Update, findings: &Findings, most: usize) -> Family {
         if !sums.contains_key(&key) {
             *room += 1;
         }
-        *sums.entry(key).or_default() += finding.growth.rate.map_or(0.0, |rate| rate.bytes_per_s);
+        *sums.entry(key).or_default() += finding.bytes_per_s();
     }
     let unit = Some(Unit::Other("bytes_per_second".to_owned()));
     let mut family = Family::gauge(

@@ -150,7 +150,7 @@ fn processes(now: &Update, findings: &Findings) -> String {
             .growing
             .iter()
             .filter(|finding| finding.entry.tgid == process.pid)
-            .map(rate)
+            .map(Finding::bytes_per_s)
             .sum();
         let resident = process.resident_bytes.map_or(String::new(), units::size);
         let left = process
@@ -196,7 +196,7 @@ fn growing(findings: &Findings) -> String {
     let rows = findings.growing.iter().map(|finding| {
         format!(
             "<tr><td>{}</td><td>{}</td><td>{}</td><td>{}</td></tr>",
-            units::rate(rate(finding)),
+            units::rate(finding.bytes_per_s()),
             units::size(finding.entry.bytes),
             process(&findings.report, &finding.entry),
             stack(&findings.blame, &finding.entry)
@@ -227,10 +227,6 @@ fn largest(findings: &Findings, limits: Limits) -> String {
         "<th>holds</th><th>blocks</th><th>process</th><th>stack</th>",
         rows,
     )
-}
-
-fn rate(finding: &Finding) -> f64 {
-    finding.growth.rate.map_or(0.0, |rate| rate.bytes_per_s)
 }
 
 fn process(report: &Report, entry: &Entry) -> String {

@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use crate::analysis::watch::Who;
 use crate::files::proc;
-use crate::process::{is_kernel_thread, name, start_time};
+use crate::process::{is_kernel_thread, memory, name, start_time};
 use crate::session::choice::Chosen;
 
 /// Bytes of /proc/PID/statm: seven numbers.
@@ -21,7 +21,6 @@ pub struct Looks {
     chosen: Chosen,
     /// memleak's own program: what it starts is not looked at.
     own: Option<(u64, u64)>,
-    page: u64,
     looks: u64,
     known: HashMap<u32, Known>,
     /// Processes that could not be looked at, as too many files are open.
@@ -42,7 +41,6 @@ impl Looks {
         Self {
             chosen,
             own: program("self"),
-            page: rustix::param::page_size() as u64,
             looks: 0,
             known: HashMap::new(),
             unseen: 0,
@@ -58,10 +56,7 @@ impl Looks {
         let again = self.looks.is_multiple_of(NAMES_EVERY);
         let mut readings = Vec::with_capacity(present.len());
         for pid in present {
-            let bytes = self
-                .known
-                .get(&pid)
-                .and_then(|known| anonymous(known, self.page));
+            let bytes = self.known.get(&pid).and_then(anonymous);
             let stale = again && self.changed_its_name(pid);
             let ended = bytes.is_none()
                 && self
@@ -123,15 +118,10 @@ impl Looks {
 }
 
 /// Resident memory less what files and other processes have of it.
-fn anonymous(known: &Known, page: u64) -> Option<u64> {
+fn anonymous(known: &Known) -> Option<u64> {
     let mut bytes = [0; STATM_BYTES];
     let read = known.statm.as_ref()?.read_at(&mut bytes, 0).ok()?;
-    let text = str::from_utf8(bytes.get(..read)?).ok()?;
-    let mut pages = text.split_ascii_whitespace().skip(1);
-    let mut next = || pages.next()?.parse::<u64>().ok();
-    let (resident, shared) = (next()?, next()?);
-    // one that has ended but was not waited for has none
-    (resident > 0).then(|| resident.saturating_sub(shared).saturating_mul(page))
+    memory::anonymous_in(str::from_utf8(bytes.get(..read)?).ok()?)
 }
 
 /// The file of a process's program.

@@ -98,7 +98,7 @@ impl News<'_> {
             1 => "traced once".to_owned(),
             times => format!("traced {times} times"),
         };
-        let rate = units::rate(self.growing.iter().map(rate).sum());
+        let rate = units::rate(self.growing.iter().map(Finding::bytes_per_s).sum());
         format!("{who} {leaks} {rate}, {times}")
     }
 
@@ -193,10 +193,6 @@ fn stack(finding: &Finding, blame: &Blame) -> Stack {
             })
             .collect(),
     }
-}
-
-fn rate(finding: &Finding) -> f64 {
-    finding.growth.rate.map_or(0.0, |rate| rate.bytes_per_s)
 }
 
 /// The user's command for findings. One runs at a time.

@@ -64,7 +64,7 @@ impl Window {
         let said = tempfile::tempfile().context(failed)?;
         let interval = (length / REPORTS).min(RARELY);
         let reports = length.as_secs_f64() / interval.as_secs_f64();
-        let child = Command::new("/proc/self/exe")
+        let mut child = Command::new("/proc/self/exe")
             .args(["-p", &suspect.who.pid.to_string(), "--no-growth", "-T", "1"])
             .args(["--max-overhead", &format!("{overhead:.3}"), "--record"])
             .arg(&path)
@@ -76,7 +76,14 @@ impl Window {
             .stderr(said.try_clone().context(failed)?)
             .spawn()
             .context(failed)?;
-        let ended = pidfd_open(Pid::from_child(&child), PidfdFlags::empty()).context(failed)?;
+        let ended = match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(ended) => ended,
+            Err(errno) => {
+                let _ = child.kill();
+                let _ = child.wait();
+                return Err(errno).context(failed);
+            }
+        };
         Ok(Self {
             suspect,
             comm,
